@@ -1,0 +1,187 @@
+// fastdetect._host: the CPU core for NumPy arrays, without torch, and what this build is made of.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "masked_residual.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using fastdetect::CpuLevel;
+using fastdetect::Dtype;
+
+std::string shape_of(const py::array& a) {
+  std::string text = "[";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
+  return text + "]";
+}
+
+[[noreturn]] void refuse(const std::string& what, const py::array& got, const std::string& wanted) {
+  throw std::invalid_argument(what + ": got shape " + shape_of(got) + " dtype " +
+                              py::str(got.dtype()).cast<std::string>() + ", want " + wanted);
+}
+
+Dtype dtype_of(const char* what, const py::array& a, bool allow_uint8) {
+  const char kind = a.dtype().kind();
+  const py::ssize_t size = a.itemsize();
+  if (kind == 'f' && size == 4) return Dtype::kFloat32;
+  if (kind == 'f' && size == 2) return Dtype::kFloat16;
+  if (allow_uint8 && kind == 'u' && size == 1) return Dtype::kUInt8;
+  refuse(what, a, allow_uint8 ? "dtype float32, float16 or uint8" : "dtype float32 or float16");
+}
+
+int64_t stride(const py::array& a, int axis) { return a.strides(axis) / a.itemsize(); }
+
+struct Problem {
+  fastdetect::Grid grid;
+  fastdetect::Image image;
+  int64_t batch;
+};
+
+Problem problem_of(const py::array& images, int64_t patch) {
+  if (images.ndim() != 4) refuse("images", images, "[B, C, H, W]");
+  if (patch < 1 || images.shape(2) % patch || images.shape(3) % patch)
+    refuse("images", images, "H and W divisible by patch_size " + std::to_string(patch));
+  const int64_t rows = images.shape(2) / patch, cols = images.shape(3) / patch;
+  return {{images.shape(1), rows, cols, patch, rows * cols, patch * patch * images.shape(1)},
+          {images.data(), dtype_of("images", images, true), stride(images, 0), stride(images, 1),
+           stride(images, 2), stride(images, 3)},
+          images.shape(0)};
+}
+
+void want_shape(const char* what, const py::array& a, const std::vector<int64_t>& shape) {
+  bool same = a.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i) same = a.shape(i) == shape[i];
+  if (same) return;
+  std::string wanted = "shape [";
+  for (size_t i = 0; i < shape.size(); ++i) wanted += (i ? ", " : "") + std::to_string(shape[i]);
+  refuse(what, a, wanted + "]");
+}
+
+py::array rows_contiguous(const py::array& a) {  // the kernels want stride 1 in the last axis only
+  const bool contiguous = a.ndim() > 0 && a.strides(a.ndim() - 1) == a.itemsize();
+  return contiguous ? a : py::array::ensure(a, py::array::c_style);
+}
+
+CpuLevel level_of(const std::optional<std::string>& text) {
+  const CpuLevel best = fastdetect::best_cpu_level();
+  if (!text) return best;
+  for (const CpuLevel level : {CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512})
+    if (*text == fastdetect::name(level) && level <= best) return level;
+  throw std::invalid_argument("level: got '" + *text + "', want baseline, avx2 or avx512, at most '" +
+                              fastdetect::name(best) + "' on this processor");
+}
+
+template <class Work>
+void run(int64_t count, int threads, const Work& work) {
+  if (threads < 1) throw std::invalid_argument("threads: got " + std::to_string(threads) + ", want at least 1");
+  py::gil_scoped_release release;
+  const int64_t share = (count + threads - 1) / threads;
+  std::vector<std::thread> pool;
+  for (int64_t begin = share; begin < count; begin += share)
+    pool.emplace_back([&work, begin, share, count] { work(begin, std::min(count, begin + share)); });
+  work(0, std::min(count, share));
+  for (std::thread& thread : pool) thread.join();
+}
+
+std::tuple<double, py::array> masked_patch_loss(const py::array& pred_in, const py::array& images,
+                                                const py::array_t<float, py::array::c_style>& mask,
+                                                int64_t patch_size, bool norm_pix, int threads,
+                                                const std::optional<std::string>& level_name) {
+  const Problem problem = problem_of(images, patch_size);
+  want_shape("pred", pred_in, {problem.batch, problem.grid.patches, problem.grid.length});
+  want_shape("mask", mask, {problem.batch, problem.grid.patches});
+  if (norm_pix && problem.grid.length < 2) refuse("images", images, "two values per patch or more with norm_pix");
+  const CpuLevel level = level_of(level_name);
+  const py::array pred = rows_contiguous(pred_in);
+  const int64_t count = problem.batch * problem.grid.patches;
+  std::vector<float> loss(count);
+  py::array grad(pred.dtype(), std::vector<py::ssize_t>(pred.shape(), pred.shape() + 3));
+  fastdetect::LossJob job{};
+  job.grid = problem.grid;
+  job.image = problem.image;
+  job.pred = pred.data();
+  job.pred_dtype = dtype_of("pred", pred, false);
+  job.pred_stride_b = stride(pred, 0);
+  job.pred_stride_l = stride(pred, 1);
+  job.weight = mask.data();
+  job.norm_pix = norm_pix;
+  job.loss = loss.data();
+  job.grad = grad.mutable_data();
+  double total = 0.0, sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += job.weight[i];
+  job.grad_scale = static_cast<float>(1.0 / total);
+  run(count, threads, [&](int64_t begin, int64_t end) { fastdetect::masked_patch_loss(job, begin, end, level); });
+  for (const float value : loss) sum += value;
+  return {sum / total, grad};
+}
+
+std::tuple<py::array, py::array_t<float>> patch_residual(const py::array& pred_in, const py::array& images,
+                                                         const py::array_t<bool, py::array::c_style>& assignment,
+                                                         int64_t patch_size, double gain, double clamp, int threads,
+                                                         const std::optional<std::string>& level_name) {
+  const Problem problem = problem_of(images, patch_size);
+  if (pred_in.ndim() != 4) refuse("pred", pred_in, "[k, B, L, P*P*C]");
+  want_shape("pred", pred_in, {pred_in.shape(0), problem.batch, problem.grid.patches, problem.grid.length});
+  want_shape("assignment", assignment, {pred_in.shape(0), problem.grid.patches});
+  if (!(clamp > 0.0)) throw std::invalid_argument("clamp: got " + std::to_string(clamp) + ", want more than 0");
+  const CpuLevel level = level_of(level_name);
+  const py::array pred = rows_contiguous(pred_in);
+  const py::dtype dtype = problem.image.dtype == Dtype::kUInt8 ? py::dtype::of<float>() : images.dtype();
+  py::array residual(dtype, std::vector<py::ssize_t>(images.shape(), images.shape() + 4));
+  py::array_t<float> scores({problem.batch, problem.grid.patches});
+  fastdetect::ResidualJob job{};
+  job.grid = problem.grid;
+  job.image = problem.image;
+  job.pred = pred.data();
+  job.pred_dtype = dtype_of("pred", pred, false);
+  job.passes = pred.shape(0);
+  job.pred_stride_k = stride(pred, 0);
+  job.pred_stride_b = stride(pred, 1);
+  job.pred_stride_l = stride(pred, 2);
+  job.assignment = assignment.data();
+  job.gain = static_cast<float>(gain);
+  job.clamp = static_cast<float>(clamp);
+  job.residual = residual.mutable_data();
+  job.scores = scores.mutable_data();
+  run(problem.batch * problem.grid.patches, threads,
+      [&](int64_t begin, int64_t end) { fastdetect::patch_residual(job, begin, end, level); });
+  return {residual, scores};
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FASTDETECT_VERSION;
+  info["compiler"] = FASTDETECT_COMPILER;
+  info["flags"] = FASTDETECT_FLAGS;
+  info["torch_headers"] = FASTDETECT_TORCH_HEADERS;  // empty: the op library was left out
+  info["cpu_library"] = std::string(FASTDETECT_TORCH_HEADERS) != "";
+  info["cuda_library"] = static_cast<bool>(FASTDETECT_CUDA);
+  info["cpu_level"] = fastdetect::name(fastdetect::best_cpu_level());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "The CPU core of fastdetect.ops for NumPy arrays (no torch), and build_info().";
+  m.def("masked_patch_loss", &masked_patch_loss, py::arg("pred"), py::arg("images"), py::arg("mask"), py::kw_only(),
+        py::arg("patch_size"), py::arg("norm_pix") = false, py::arg("threads") = 1, py::arg("level") = py::none(),
+        "(mean loss over removed patches, its gradient for pred): pred [B, L, P*P*C] float32 or float16, images "
+        "[B, C, H, W] float32, float16 or uint8 (value / 255), mask [B, L], 1 = removed.");
+  m.def("patch_residual", &patch_residual, py::arg("pred"), py::arg("images"), py::arg("assignment"), py::kw_only(),
+        py::arg("patch_size"), py::arg("gain") = 4.0, py::arg("clamp") = 1.0, py::arg("threads") = 1,
+        py::arg("level") = py::none(),
+        "(residual [B, C, H, W], scores [B, L]) from pred [k, B, L, P*P*C], images [B, C, H, W] and assignment "
+        "[k, L] bool.");
+  m.def("build_info", &build_info, "Version, compiler, flags, CPU level in use, and which libraries were built.");
+}

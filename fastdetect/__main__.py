@@ -1,0 +1,5 @@
+"""`python -m fastdetect`."""
+
+from fastdetect.cli import main
+
+main()

@@ -1,0 +1,184 @@
+"""The command line: one thin command per verb; whatever a verb needs is imported when it runs."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdetect import __version__
+from fastdetect.errors import FastdetectError, UsageError
+
+app = typer.Typer(
+    name="fastdetect",
+    help="Finds manipulated faces in video, fast. An estimate, not evidence.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+_shown = {"traceback": False}
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the configuration.")
+]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastdetect {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    _shown["traceback"] = debug
+
+
+@app.command()
+def screen(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs or @list.txt; videos and images.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go.")
+    ] = Path("fastdetect-out"),
+    resume: Annotated[bool, typer.Option(help="Go on with the rows already in the output folder.")] = False,
+    lists: Annotated[
+        list[Path] | None,
+        typer.Option("--list", metavar="FILE", help="A file that names inputs, one a line."),
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N equal parts.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Shipped name, folder or Hub id. [fastdetect-small]")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="uniform:N, fps:X, keyframes or all. [uniform:16]")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Look at the first seconds only.")] = None,
+    faces: Annotated[str | None, typer.Option(help="all or largest. [all]")] = None,
+    fpr_suspicious: Annotated[
+        float | None, typer.Option(help="Suspicious from this false-positive rate on. [0.05]")
+    ] = None,
+    fpr_manipulated: Annotated[
+        float | None, typer.Option(help="Manipulated from this false-positive rate on. [0.01]")
+    ] = None,
+    threshold_suspicious: Annotated[
+        float | None, typer.Option(help="A score instead of --fpr-suspicious.")
+    ] = None,
+    threshold_manipulated: Annotated[
+        float | None, typer.Option(help="A score instead of --fpr-manipulated.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="auto or torch. [auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode and find faces. [one per core]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds of wall time per file. [120]")] = None,
+    no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
+    uncalibrated: Annotated[
+        bool,
+        typer.Option("--uncalibrated", help="Allow a model without calibration: no scores, no verdicts."),
+    ] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Screen videos and images: a verdict per file, results.jsonl and a report.
+
+    Exit code: 0 nothing flagged, 1 something flagged, 2 usage error, 3 some files failed (even where others were
+    flagged), 130 stopped (go on with --resume).
+    """
+    from fastdetect.screening.config import load_config
+    from fastdetect.screening.inputs import expand_inputs
+    from fastdetect.screening.run import run_screening
+
+    options: dict[str, Any] = {
+        "model": model,
+        "sample": sample,
+        "max_seconds": max_seconds,
+        "faces": faces,
+        "verdict.fpr_suspicious": fpr_suspicious,
+        "verdict.fpr_manipulated": fpr_manipulated,
+        "verdict.threshold_suspicious": threshold_suspicious,
+        "verdict.threshold_manipulated": threshold_manipulated,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "timeout": timeout,
+        "media": False if no_media else None,
+        "uncalibrated": uncalibrated or None,
+    }
+    named = [*(inputs or ()), *(f"@{path}" for path in lists or ())]
+    if not named:
+        raise UsageError("nothing to screen: name files, folders, globs or @list.txt")
+    files = expand_inputs(named, shard=shard)
+    settings = load_config(config, overrides or (), options)
+    raise typer.Exit(run_screening(files, output, settings, resume=resume).exit_code)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER")] = Path("demo"),
+    open_report: Annotated[bool, typer.Option("--open", help="Show the report in a browser.")] = False,
+) -> None:
+    """Screen footage that comes inside installed packages, real and manipulated here, and write the report."""
+    from fastdetect.screening.demo import run_demo
+
+    raise typer.Exit(run_demo(output, open_=open_report))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what this machine has, what is missing and what that costs."""
+    from fastdetect.screening.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json))
+
+
+@app.command()
+def pretrain(config: Config = None, overrides: Overrides = None) -> None:
+    """Pretrain the masked image model on real faces."""
+    from fastdetect.training.pretrain import main as run
+
+    _configured(run, config, overrides)
+
+
+@app.command()
+def train(config: Config = None, overrides: Overrides = None) -> None:
+    """Train the two-branch detector on reals and on fakes made from them."""
+    from fastdetect.training.train import main as run
+
+    _configured(run, config, overrides)
+
+
+@app.command()
+def evaluate(config: Config = None, overrides: Overrides = None) -> None:
+    """Measure a model: AUC per manipulation with intervals, error rates, calibration."""
+    from fastdetect.evaluation.protocol import main as run
+
+    _configured(run, config, overrides)
+
+
+def _configured(
+    run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None
+) -> None:
+    raise typer.Exit(run(config, overrides or []))
+
+
+def main() -> None:
+    """Entry point of the `fastdetect` command."""
+    try:
+        app()
+    except FastdetectError as error:
+        if _shown["traceback"]:
+            raise
+        typer.echo(f"fastdetect: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 3)

@@ -1,0 +1,44 @@
+"""What cameras, editors and uploads do to a picture: the same change for a real and the fake made from it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdetect.data import filters
+from fastdetect.data.forgery import Dice
+
+
+def degrade(pairs: Tensor, dice: Dice) -> Tensor:
+    """Change light, resolution, sharpness, noise and compression, alike for all pictures of a group.
+
+    Args:
+        pairs: [G,B,3,S,S] in [0,1], G pictures (a real and its fakes) of each of B faces; S a multiple of 16.
+        dice: random numbers for B.
+    Returns:
+        The same shape; noise is drawn once per face too, so a real and its fake differ by the forgery alone.
+    """
+    group, batch, _, size, _ = pairs.shape
+    x = pairs.flatten(0, 1)
+
+    def apply(p: float, change: Callable[..., Tensor], *parameters: Tensor) -> None:
+        nonlocal x
+        chosen = dice.chance(p).repeat(group)
+        x = filters.apply_to(chosen, x, change, *(v.repeat(group, *[1] * (v.dim() - 1)) for v in parameters))
+
+    grey = dice.chance(0.05)
+    apply(
+        0.6,
+        filters.colour,
+        dice.uniform(0.85, 1.15, 1) * dice.uniform(0.96, 1.04, 3),
+        dice.uniform(-0.06, 0.06, 1).expand(-1, 3),
+        torch.exp(dice.uniform(-0.25, 0.25)),
+        torch.where(grey, dice.uniform(0.0, 0.2), dice.uniform(0.6, 1.4)),
+    )
+    blurred = torch.where(dice.chance(0.3), dice.uniform(0.2, 1.5), torch.zeros(batch, device=pairs.device))
+    apply(0.55, filters.blur_resample, torch.exp(dice.uniform(0.0, 1.1)), blurred)
+    apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))
+    grain = torch.randn(batch, 3, size, size, generator=dice.generator, device=pairs.device)
+    apply(0.25, filters.add_noise, grain, dice.uniform(0.0, 0.04))
+    apply(0.6, filters.jpeg, dice.uniform(30, 95).round())
+    return x.reshape(pairs.shape)

@@ -1,0 +1,189 @@
+"""Faces of a data set in one folder of arrays: what training reads, made with screening's own detector and crop."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fastdetect.errors import DataError
+from fastdetect.faces import CenterFaceDetector, Face
+from fastdetect.faces.crop import crop_square
+from fastdetect.video import SamplingPolicy, decode
+
+PACK_MARGIN = 1.75  # wider than the model's 1.3, so that training can shift and scale its crops inside
+PACK_SIZE = 256
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a data set: its path, identity group, split (train, val or test) and source's name."""
+
+    path: Path
+    identity: str
+    split: str
+    source: str
+
+
+@dataclass
+class FacePack:
+    """Packed faces.
+
+    Attributes:
+        images: uint8 [N,256,256,3] RGB, a memory map; the face box's longer side is 256/1.75 pixels.
+        landmarks: float32 [N,5,2] in pixels of the packed image, in the face detector's order.
+        face_px: float32 [N], longer box side in the source's pixels.
+        identity: int64 [N], index into `identities`; source: int64 [N], index into `sources`.
+        split: [N] of "train", "val", "test".
+    """
+
+    images: np.ndarray
+    landmarks: np.ndarray
+    face_px: np.ndarray
+    identity: np.ndarray
+    source: np.ndarray
+    split: np.ndarray
+    identities: list[str]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, split: str) -> np.ndarray:
+        """Return the indices of a split's faces; DataError where it has none."""
+        found = np.flatnonzero(self.split == split)
+        if not len(found):
+            raise DataError(f"the face pack has no {split!r} faces; it has {sorted(set(self.split.tolist()))}")
+        return found
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FacePack":
+        """Open a folder that `build_pack` wrote."""
+        folder = Path(folder)
+        try:
+            names = json.loads((folder / "names.json").read_text())
+            with np.load(folder / "faces.npz") as table:
+                columns = {key: table[key] for key in table.files}
+            images = np.load(folder / "images.npy", mmap_mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder} is not a face pack ({error}); make it with `fastdetect data pack`") from error
+        return cls(images=images, **columns, **names)
+
+
+def read_index(index: Path, *, split_names: dict[str, str] | None = None) -> list[Entry]:
+    """Read an index.csv with columns file, label, suggested_split and person or identity_group; reals only.
+
+    Args:
+        index: the CSV file; its `file` column is relative to the CSV's folder or to that folder's parent.
+        split_names: renames splits, such as {"validation": "val"}.
+    """
+    entries = []
+    with index.open(newline="") as handle:
+        for line, row in enumerate(csv.DictReader(handle), start=2):
+            try:
+                if row["label"] != "real":
+                    continue
+                path = index.parent / row["file"]
+                if not path.is_file():
+                    path = index.parent.parent / row["file"]
+                if not path.is_file():
+                    raise DataError(f"{index}:{line}: no file {row['file']}")
+                split = (split_names or {}).get(row["suggested_split"], row["suggested_split"])
+                source = row.get("source") or Path(row["file"]).parent.name
+                person = row.get("person") or row.get("identity_group") or ""
+                # files whose person is not known are one person each
+                identity = f"{source}:{person}" if person else f"{source}:{path.stem}"
+            except KeyError as error:
+                raise DataError(f"{index}: no column {error}; it has {list(row)}") from error
+            entries.append(Entry(path, identity, split, source))
+    return entries
+
+
+def read_list(listing: Path, *, root: Path, source: str, split: str) -> list[Entry]:
+    """Read a text file of relative image paths, each its own identity group by its file's stem without digits."""
+    paths = [root / line for line in listing.read_text().split("\n") if line.strip()]
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise DataError(f"{listing}: {len(missing)} files are missing, the first is {missing[0]}")
+    return [Entry(p, f"{source}:{p.stem.rstrip('0123456789_')}", split, source) for p in paths]
+
+
+def _frames(path: Path, per_video: int) -> Iterator[tuple[np.ndarray, bool]]:
+    if path.suffix.lower() in _IMAGES:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DataError(f"{path}: not a readable image")
+        yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB), True
+        return
+    for frame in decode(path, SamplingPolicy.parse(f"uniform:{per_video}")).frames:
+        yield frame.rgb, False
+
+
+def _find(detector: CenterFaceDetector, image: np.ndarray, is_portrait: bool) -> Face | None:
+    """The largest face; portraits are padded by a third, since the detector misses faces that fill the image."""
+    pad = max(image.shape[:2]) // 3 if is_portrait else 0
+    padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE) if pad else image
+    found = detector.detect([padded])[0]
+    if not found:
+        return None
+    face = max(found, key=lambda f: f.side)
+    x0, y0, x1, y1 = face.box
+    return Face((x0 - pad, y0 - pad, x1 - pad, y1 - pad), face.score, face.landmarks - pad)
+
+
+def _cut(image: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
+    """The packed picture and its landmarks."""
+    x, y, side = crop_square(face.box, PACK_MARGIN)
+    pad = side  # portraits' squares overrun their image
+    wide = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    patch = wide[y + pad : y + pad + side, x + pad : x + pad + side]
+    how = cv2.INTER_AREA if side > PACK_SIZE else cv2.INTER_CUBIC
+    scale = PACK_SIZE / side
+    return cv2.resize(patch, (PACK_SIZE, PACK_SIZE), interpolation=how), (face.landmarks - [x, y]) * scale
+
+
+def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int = 24) -> FacePack:
+    """Detect, cut and store the largest face of every image and of `per_video` frames of every video.
+
+    Images without a face are counted in `names.json`'s sibling `skipped.txt`, one path a line.
+
+    Args:
+        entries: what to pack.
+        folder: where to; written at the end, so that a broken run leaves no pack.
+        per_video: frames a video, evenly over its length.
+    """
+    detector = CenterFaceDetector(threads=1)
+    images, landmarks, face_px, rows, skipped = [], [], [], [], []
+    for entry in entries:
+        for image, is_portrait in _frames(entry.path, per_video):
+            face = _find(detector, image, is_portrait)
+            if face is None:
+                skipped.append(str(entry.path))
+                continue
+            picture, points = _cut(image, face)
+            images.append(picture)
+            landmarks.append(points)
+            face_px.append(face.side)
+            rows.append(entry)
+    if not images:
+        raise DataError("no face was found in any entry")
+    identities = sorted({e.identity for e in rows})
+    sources = sorted({e.source for e in rows})
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / "faces.npz",
+        landmarks=np.asarray(landmarks, np.float32),
+        face_px=np.asarray(face_px, np.float32),
+        identity=np.asarray([identities.index(e.identity) for e in rows]),
+        source=np.asarray([sources.index(e.source) for e in rows]),
+        split=np.asarray([e.split for e in rows]),
+    )
+    (folder / "names.json").write_text(json.dumps({"identities": identities, "sources": sources}))
+    (folder / "skipped.txt").write_text("\n".join(skipped))
+    np.save(folder / "images.npy", np.asarray(images))
+    return FacePack.load(folder)

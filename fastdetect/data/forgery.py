@@ -1,0 +1,273 @@
+"""Fakes made from real faces: self-blends, swaps and regenerated faces, with masks, in batches on any device.
+
+Training on them needs no deepfake: what they share with real manipulations is a part of the face whose resolution,
+colour, noise, compression or geometry does not fit the rest [self-blended images, CVPR'22, extended: ours].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdetect.data import filters
+from fastdetect.data.face_shape import (
+    REGIONS,
+    affine_between,
+    fit_shape,
+    rasterize,
+    region_polygons,
+    transform_points,
+)
+from fastdetect.errors import ShapeError, UsageError
+
+KINDS = ("self_blend", "swap", "regenerated")
+_MASK_SIZE = 64  # masks are soft: drawn coarse, then enlarged
+
+
+@dataclass(frozen=True)
+class ForgeryConfig:
+    """What fakes a batch is made of.
+
+    Args:
+        kinds: weights of `KINDS`: the face pasted onto itself after changes; another person's face; the face as an
+            inpainting model redraws it (falls to self-blends where no `redraw` is given).
+        regions: weights of `REGIONS`, the part of the face that is replaced.
+        difficulty: 0 = full opacity and large mismatches, 1 = down to faint ones.
+    """
+
+    kinds: tuple[float, ...] = (0.45, 0.35, 0.2)
+    regions: tuple[float, ...] = (0.32, 0.1, 0.14, 0.12, 0.08, 0.04, 0.1, 0.1)
+    difficulty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) != len(KINDS) or len(self.regions) != len(REGIONS):
+            raise UsageError(f"wanted {len(KINDS)} kinds and {len(REGIONS)} regions, got {self}")
+        if min(self.kinds) < 0 or min(self.regions) < 0 or not 0 <= self.difficulty <= 1:
+            raise UsageError(f"weights must not be negative and difficulty lie in [0, 1], got {self}")
+
+
+@dataclass
+class Forged:
+    """Fakes of a batch of reals.
+
+    Attributes:
+        images: [B,3,S,S] in [0,1].
+        masks: [B,1,S,S] in [0,1], the opacity of what was replaced.
+        kind, region: int64 [B], indices into `KINDS` and `REGIONS`.
+    """
+
+    images: Tensor
+    masks: Tensor
+    kind: Tensor
+    region: Tensor
+
+
+class Dice:
+    """Seeded random numbers for a batch, made on the device they are used on."""
+
+    def __init__(self, batch: int, generator: torch.Generator, device: torch.device) -> None:
+        self.batch, self.generator, self.device = batch, generator, device
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(self.batch, *shape, generator=self.generator, device=self.device)
+
+    def normal(self, scale: float, *shape: int) -> Tensor:
+        return scale * torch.randn(self.batch, *shape, generator=self.generator, device=self.device)
+
+    def chance(self, p: float) -> Tensor:
+        return self.uniform(0, 1) < p
+
+    def choice(self, weights: tuple[float, ...]) -> Tensor:
+        table = torch.tensor(weights, device=self.device)
+        return torch.multinomial(table, self.batch, replacement=True, generator=self.generator)
+
+
+def face_masks(landmarks: Tensor, region: Tensor, size: int, dice: Dice) -> Tensor:
+    """Return soft masks [B,1,size,size] of each sample's region, randomly deformed and feathered.
+
+    Args:
+        landmarks: [B,5,2] in pixels of the image of side `size`.
+        region: int64 [B], index into `REGIONS`.
+    """
+    shape = fit_shape(landmarks)
+    scale = _MASK_SIZE / size
+    unit = (shape[:, 8] - shape[:, 27]).norm(dim=1)  # about the distance from the eyes to the chin
+    shape = shape + dice.normal(0.03, 68, 2) * unit[:, None, None]
+    masks = torch.zeros(len(landmarks), 1, _MASK_SIZE, _MASK_SIZE, device=landmarks.device)
+    for index, name in enumerate(REGIONS[:-1]):
+        drawn = torch.stack([rasterize(p, _MASK_SIZE, scale) for p in region_polygons(shape, name)]).amax(0)
+        masks = torch.where((region == index)[:, None, None, None], drawn, masks)
+    field = filters.smooth_field((len(landmarks), 1, _MASK_SIZE, _MASK_SIZE), 5, dice.generator, dice.device)
+    inside = rasterize(region_polygons(shape, "forehead")[0], _MASK_SIZE, scale)
+    masks = torch.where((region == REGIONS.index("blob"))[:, None, None, None], (field > 0.3) * inside, masks)
+    # elastic deformation, then a feather of random width, narrower for small regions
+    identity = torch.eye(2, 3, device=landmarks.device).expand(len(landmarks), -1, -1)
+    flow = filters.smooth_field((len(landmarks), 2, _MASK_SIZE, _MASK_SIZE), 4, dice.generator, dice.device)
+    masks = filters.sample(masks, identity, _MASK_SIZE, flow * dice.uniform(0, 2.0)[:, None, None, None])
+    small = torch.isin(region, torch.tensor([3, 4, 5], device=region.device))
+    sigma = torch.where(small, dice.uniform(0.5, 1.8), dice.uniform(0.6, 4.5))
+    masks = filters.separable(masks, filters.blur_matrix(sigma, _MASK_SIZE))
+    shrink = dice.uniform(1.0, 1.6)[:, None, None, None]  # steeper edges, as erosion after blurring gives
+    masks = ((masks - 0.5) * shrink + 0.5).clamp(0, 1)
+    return torch.nn.functional.interpolate(masks, (size, size), mode="bilinear", align_corners=False)
+
+
+def match_colour(source: Tensor, target: Tensor, masks: Tensor, strength: Tensor) -> Tensor:
+    """Give `source` the mean and deviation per channel of `target` under the masks, by `strength` [B] in [0,1]."""
+    weight = masks / masks.sum((2, 3), keepdim=True).clamp(min=1.0)
+
+    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (x * weight).sum((2, 3), keepdim=True)
+        return mean, ((x - mean).square() * weight).sum((2, 3), keepdim=True).sqrt().clamp(min=0.02)
+
+    (ms, ss), (mt, st) = moments(source), moments(target)
+    matched = (source - ms) * (st / ss).clamp(0.4, 2.5) + mt
+    return torch.lerp(source, matched, strength[:, None, None, None])
+
+
+def mismatch(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
+    """Change what the pasted part looks like: resolution, blur or sharpness, colour, noise, compression.
+
+    Each change is drawn per sample; `difficulty` widens the range downwards, to changes that hardly show.
+    """
+    least = 1.0 - difficulty  # the least strength, as a share of the largest
+    strength = least + (1 - least) * dice.uniform(0, 1)
+    zoom = torch.where(dice.chance(0.55), 1 + strength * dice.uniform(0.2, 2.2), torch.ones_like(strength))
+    sigma = torch.where(dice.chance(0.25), strength * dice.uniform(0.3, 1.8), torch.zeros_like(strength))
+    x = filters.apply_to((zoom > 1) | (sigma > 0), images, filters.blur_resample, zoom, sigma)
+    x = filters.apply_to(
+        dice.chance(0.3), x, filters.sharpen, strength * dice.uniform(0.3, 1.8), dice.uniform(0.7, 2.0)
+    )
+    x = filters.apply_to(
+        dice.chance(0.7),
+        x,
+        filters.colour,
+        1 + strength[:, None] * dice.uniform(-0.16, 0.16, 3),
+        strength[:, None] * dice.uniform(-0.08, 0.08, 3),
+        torch.exp(strength * dice.uniform(-0.25, 0.25)),
+        1 + strength * dice.uniform(-0.4, 0.4),
+    )
+    grain = torch.randn(x.shape, generator=dice.generator, device=x.device)
+    x = filters.apply_to(dice.chance(0.25), x, filters.add_noise, grain, strength * dice.uniform(0.0, 0.04))
+    return filters.apply_to(dice.chance(0.3), x, filters.jpeg, dice.uniform(25, 90).round())
+
+
+def _jittered(maps: Tensor, size: int, amount: Tensor, dice: Dice) -> Tensor:
+    """Compose affine maps [B,2,3] with a small random similarity about the centre of the output."""
+    angle, zoom = amount * dice.normal(0.06), torch.exp(amount * dice.normal(0.05))
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    centre = torch.full((len(maps), 2, 1), size / 2, device=maps.device)
+    shift = centre - turn @ centre + (amount[:, None] * dice.normal(0.015 * size, 2))[..., None]
+    linear = maps[:, :, :2]
+    return torch.cat([linear @ turn, linear @ shift + maps[:, :, 2:]], 2)
+
+
+def forge(
+    images: Tensor,
+    landmarks: Tensor,
+    donors: Tensor,
+    donor_landmarks: Tensor,
+    *,
+    config: ForgeryConfig,
+    generator: torch.Generator,
+    redraw: Callable[[Tensor], Tensor] | None = None,
+) -> Forged:
+    """Make one fake of every real face.
+
+    Args:
+        images: reals [B,3,S,S] float in [0,1], S a multiple of 16.
+        landmarks: [B,5,2] in their pixels.
+        donors: [B,3,T,T], another person's face for each; donor_landmarks: [B,5,2] in its pixels.
+        config: kinds, regions and difficulty.
+        generator: on the images' device; the same state gives the same fakes.
+        redraw: images [N,3,S,S] -> the same faces drawn again by a model.
+    Raises:
+        ShapeError: shapes do not fit.
+    """
+    batch, size = len(images), images.shape[-1]
+    if images.dim() != 4 or images.shape[1:] != (3, size, size) or size % 16 or landmarks.shape != (batch, 5, 2):
+        raise ShapeError(
+            f"images {list(images.shape)}, landmarks {list(landmarks.shape)}; wanted [B,3,S,S] with S % 16 == 0, [B,5,2]"
+        )
+    dice = Dice(batch, generator, images.device)
+    kind, region = dice.choice(config.kinds), dice.choice(config.regions)
+    if redraw is None:
+        kind = torch.where(kind == KINDS.index("regenerated"), torch.zeros_like(kind), kind)
+    # where the pasted face comes from, already in the target's pixels
+    swap = (kind == KINDS.index("swap"))[:, None, None]
+    same = torch.eye(2, 3, device=images.device).expand(batch, -1, -1)
+    moved = _jittered(same, size, dice.uniform(0, 1) * dice.chance(0.8), dice)
+    flow = filters.smooth_field((batch, 2, size, size), 4, generator, images.device)
+    flow = flow * (dice.uniform(0, 0.02 * size) * dice.chance(0.6))[:, None, None, None]
+    source = filters.sample(images, moved, size, flow)
+    if swap.any():
+        onto = affine_between(landmarks, donor_landmarks)
+        source = torch.where(swap[..., None], filters.sample(donors, onto, size, flow), source)
+    if redraw is not None:
+        chosen = torch.nonzero(kind == KINDS.index("regenerated")).flatten()
+        if len(chosen):
+            source = source.index_copy(0, chosen, redraw(images[chosen]).to(source.dtype).clamp(0, 1))
+    masks = face_masks(landmarks, region, size, dice)
+    fit = torch.where(swap.flatten(), dice.uniform(0.4, 1.0), dice.uniform(0.0, 0.6))
+    source = match_colour(source, images, masks, fit).clamp(0, 1)
+    # a donor or a redrawn face is a mismatch in itself; half of them get no other
+    changed = mismatch(source, config.difficulty, dice)
+    plain = (kind != 0) & dice.chance(0.5 * config.difficulty)
+    source = torch.where(plain[:, None, None, None], source, changed)
+    # some self-blends paste the untouched face onto the changed one instead
+    inverted = ((kind == 0) & dice.chance(0.3))[:, None, None, None]
+    opacity = torch.where(
+        dice.chance(0.5 * config.difficulty), dice.uniform(0.4, 1.0), torch.ones(batch, device=images.device)
+    )
+    masks = masks * opacity[:, None, None, None]
+    front, back = torch.where(inverted, images, source), torch.where(inverted, source, images)
+    return Forged(torch.lerp(back, front, masks), masks, kind, region)
+
+
+def choose_donors(landmarks: Tensor, identity: Tensor, generator: torch.Generator, *, among: int = 16) -> Tensor:
+    """Return for each face the index [N] of one of another person that stands alike, out of `among` random ones.
+
+    Faces of a set with one identity get themselves; `forge` then pastes a face onto itself.
+
+    Args:
+        landmarks: [N,5,2], aligned crops' pixels; identity: int64 [N].
+    """
+    count = len(landmarks)
+    candidates = torch.randint(0, count, (count, among), generator=generator, device=landmarks.device)
+    flat = landmarks.reshape(count, -1)
+    flat = flat - flat.mean(1, keepdim=True)
+    distance = (flat[candidates] - flat[:, None]).square().sum(2)
+    distance = torch.where(identity[candidates] == identity[:, None], torch.inf, distance)
+    best = candidates.gather(1, distance.argmin(1, keepdim=True)).flatten()
+    alone = torch.isinf(distance.amin(1))
+    return torch.where(alone, torch.arange(count, device=landmarks.device), best)
+
+
+def crop_pack(
+    images: Tensor, landmarks: Tensor, size: int, pack_scale: float, dice: Dice, *, jitter: bool
+) -> tuple[Tensor, Tensor]:
+    """Cut model crops out of packed faces, with the shifts, turns, scales and flips of training where `jitter`.
+
+    Args:
+        images: [B,3,T,T] of a face pack; landmarks: [B,5,2] in its pixels.
+        size: side of the crops; pack_scale: side of the model's square as a share of T.
+    Returns:
+        Crops [B,3,size,size] and landmarks [B,5,2] in their pixels, in the detector's order.
+    """
+    batch, side = len(images), images.shape[-1]
+    amount = torch.full((batch,), 1.0 if jitter else 0.0, device=images.device)
+    zoom = torch.exp(amount * dice.uniform(-0.12, 0.12)) * pack_scale * side / size
+    angle = amount * dice.normal(0.07)
+    flip = torch.where(dice.chance(0.5) & (amount > 0), -1.0, 1.0)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    linear = torch.stack([torch.stack([cos * flip, -sin], 1), torch.stack([sin * flip, cos], 1)], 1)
+    centre = torch.full((batch, 2, 1), size / 2, device=images.device)
+    middle = side / 2 + amount[:, None] * dice.normal(0.025 * side, 2)
+    maps = torch.cat([linear, middle[..., None] - linear @ centre], 2)
+    inverse = torch.linalg.inv(linear)
+    back = torch.cat([inverse, -inverse @ maps[:, :, 2:]], 2)
+    points = transform_points(back, landmarks)
+    mirrored = points[:, [1, 0, 2, 4, 3]]
+    return filters.sample(images, maps, size), torch.where((flip < 0)[:, None, None], mirrored, points)

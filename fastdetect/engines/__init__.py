@@ -1,0 +1,6 @@
+"""One interface over several runtimes."""
+
+from fastdetect.engines.base import Engine, EngineOutput
+from fastdetect.engines.torch_engine import TorchEngine
+
+__all__ = ["Engine", "EngineOutput", "TorchEngine"]

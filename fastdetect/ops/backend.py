@@ -1,0 +1,89 @@
+"""Which implementation an op takes: fused (C++ on CPU, Triton on CUDA) or the eager truth of reference.py."""
+
+import functools
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdetect.errors import UsageError
+
+LIBRARY = Path(__file__).parents[1] / "_ops_cpu.so"
+
+
+def backend() -> str:
+    """FASTDETECT_BACKEND: `auto` (default: fused where there is a kernel) or `reference` (eager torch).
+
+    Raises:
+        UsageError: any other value.
+    """
+    value = os.environ.get("FASTDETECT_BACKEND", "auto")
+    if value not in ("auto", "reference"):
+        raise UsageError(f"FASTDETECT_BACKEND: got {value!r}, want 'auto' or 'reference'")
+    return value
+
+
+@functools.cache
+def load_cpu_library() -> bool:
+    """Load the C++ ops; where they are missing or do not load, warn once and say no."""
+    try:
+        if not LIBRARY.is_file():
+            raise OSError("the file does not exist")
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        warnings.warn(
+            f"fastdetect's C++ ops are not available ({LIBRARY.name}: {error}), so CPU tensors take plain torch, "
+            "many times slower; build them with `pip install --no-build-isolation .` (editable: `-e .`) once torch "
+            "is installed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def triton_available() -> bool:
+    """Whether Triton can be imported; warns once where it cannot, since that is a slow path on CUDA."""
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn(
+            "triton is not installed, so fastdetect's ops on CUDA tensors take plain torch, many times slower: "
+            "install the triton that your torch names (torch's CUDA builds bring it)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _warn_row_too_long(length: int, limit: int) -> None:
+    warnings.warn(
+        f"a patch of {length} values is longer than the CUDA kernels hold ({limit}); plain torch is used, many "
+        "times slower: use a smaller patch_size",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+# Longest patch (P * P * C) that a Triton program holds in registers: 32 values a thread at 8 warps; at twice that the
+# residual kernel spills.
+MAX_CUDA_PATCH = 8192
+
+
+@torch.compiler.assume_constant_result
+def _available(device_type: str) -> bool:
+    return load_cpu_library() if device_type == "cpu" else triton_available()
+
+
+def fused(pred: Tensor, images: Tensor, length: int) -> bool:
+    """Whether the fused kernels take these tensors: CPU or CUDA, not float64, patch rows that fit."""
+    if backend() == "reference" or torch.float64 in (pred.dtype, images.dtype):
+        return False
+    if pred.device.type == "cuda" and length > MAX_CUDA_PATCH:
+        _warn_row_too_long(length, MAX_CUDA_PATCH)
+        return False
+    return pred.device.type in ("cpu", "cuda") and _available(pred.device.type)

@@ -1,0 +1,110 @@
+"""The options of a screening run: defaults, a YAML file, `--set a.b=c`, then command-line options."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fastdetect.errors import UsageError
+from fastdetect.screening.verdict import VerdictConfig
+from fastdetect.video.sampling import SamplingPolicy
+
+
+class DetectionConfig(BaseModel):
+    """How faces are looked for, and how many at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    side: int = Field(default=416, ge=64, le=4096, description="longer side of the detector's input, pixels")
+    score: float = Field(default=0.5, gt=0, lt=1, description="lowest detector confidence that is a face")
+    max_people: int = Field(
+        default=16, ge=1, description="tracks scored per file, those with the most face area"
+    )
+    max_faces: int = Field(
+        default=1024, ge=1, description="faces scored per file, thinned evenly in every track"
+    )
+
+
+class ScreenConfig(BaseModel):
+    """Everything that a run can be told; written beside its results as config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = Field(default="fastdetect-small", description="model folder, shipped name or Hub id")
+    engine: Literal["auto", "torch"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    sample: str = Field(default="uniform:16", description="uniform:N | fps:X | keyframes | all")
+    max_seconds: float | None = Field(default=None, gt=0, description="look at the first seconds only")
+    faces: Literal["all", "largest"] = "all"
+    workers: int | None = Field(
+        None, ge=1, le=256, description="decode and detection processes; default: cores"
+    )
+    threads: int | None = Field(default=None, ge=1, description="of the model; default: half the cores")
+    timeout: float = Field(default=120.0, gt=0, description="seconds of wall time per file")
+    media: bool = Field(default=True, description="keep crops and heat maps of faces for the report")
+    uncalibrated: bool = Field(
+        default=False, description="allow a model without calibration: margins, no verdicts"
+    )
+    detection: DetectionConfig = DetectionConfig()
+    verdict: VerdictConfig = VerdictConfig()
+
+    @field_validator("sample")
+    @classmethod
+    def _normal(cls, text: str) -> str:
+        return str(SamplingPolicy.parse(text))
+
+
+def load_config(
+    path: Path | None = None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> ScreenConfig:
+    """Put a configuration together; what comes later wins.
+
+    Args:
+        path: YAML file of nested keys.
+        overrides: "a.b=value", the value read as YAML.
+        options: dotted key to value; None values are skipped.
+    Raises:
+        UsageError: the file cannot be read, or a key or value is not one of the configuration's.
+    """
+    values = _read_yaml(path) if path else {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--set {text}: wanted key=value, for example verdict.min_faces=5")
+        try:
+            _assign(values, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text}: the value is not YAML") from error
+    for key, chosen in (options or {}).items():
+        if chosen is not None:
+            _assign(values, key, chosen)
+    try:
+        return ScreenConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "configuration"
+        raise UsageError(f"{where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a readable YAML file: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: wanted keys and values, got {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{key}: {parent} is a value, not a group of keys")
+    values[last] = value

@@ -1,0 +1,104 @@
+"""The model of a run: its engine, its calibration, and what a row says about both."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from fastdetect import __version__
+from fastdetect.engines import load_engine
+from fastdetect.engines.base import Engine
+from fastdetect.errors import UsageError
+from fastdetect.models.checkpoint import ModelFolder, Preprocess
+from fastdetect.screening.config import ScreenConfig
+from fastdetect.screening.results import ThresholdRow
+from fastdetect.screening.verdict import Calibration
+
+
+@dataclass
+class Model:
+    """A loaded detector, ready to score; close it, or use it in a `with` statement."""
+
+    engine: Engine
+    info: ModelFolder
+    preprocess: Preprocess
+    calibration: Calibration | None
+    thresholds: list[ThresholdRow]
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, config: ScreenConfig) -> "Model":
+        """Load the model that the options name.
+
+        Raises:
+            CheckpointError: there is no such model, or its weights or calibration cannot be used.
+            UsageError: it has no calibration and `uncalibrated` is off, or no threshold at a wanted rate.
+        """
+        engine = load_engine(
+            config.model,
+            engine=config.engine,
+            device=config.device,
+            precision=config.precision,
+            threads=config.threads or default_threads(),
+        )
+        info = engine.info
+        calibration = Calibration.from_config(info.calibration) if info.calibration else None
+        if calibration is None and not config.uncalibrated:
+            raise UsageError(
+                f"the model {config.model!r} has no calibration, so it has no scores and verdicts; "
+                "calibrate it, or give --uncalibrated for margins alone"
+            )
+        thresholds = calibration.limits(config.verdict) if calibration else []
+        warnings = []
+        if calibration and (config.sample != calibration.sampling or config.max_seconds):
+            first = f" in the first {config.max_seconds:g} s" if config.max_seconds else ""
+            warnings.append(
+                f"the model was calibrated with the sampling {calibration.sampling}; with "
+                f"{config.sample}{first} its false-positive rates hold only roughly"
+            )
+        preprocess = info.preprocess or Preprocess(size=engine.image_size)
+        return cls(engine, info, preprocess, calibration, thresholds, warnings)
+
+    def facts(self) -> dict[str, Any]:
+        """What every row and the run's summary say about the model and its engine."""
+        return {
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "precision": self.engine.precision,
+            "model_id": self.info.model_id,
+            "model_sha256": self.info.weights_sha256,
+            "preprocess_sha256": _hash(self.preprocess.model_dump(mode="json")),
+            "calibration_id": self.calibration.id if self.calibration else None,
+            "thresholds": self.thresholds,
+        }
+
+    def identity(self, config: ScreenConfig) -> dict[str, Any]:
+        """Everything that can change a row's scores or verdict, as JSON values."""
+        facts = self.facts() | {"thresholds": [limit.model_dump() for limit in self.thresholds]}
+        options = {"sample", "max_seconds", "faces", "detection", "verdict"}
+        return {
+            "fastdetect": __version__,
+            **facts,
+            "architecture_sha256": _hash(self.info.architecture),
+            **config.model_dump(mode="json", include=options),
+        }
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+
+def default_threads() -> int:
+    """Threads of the model: half the cores, about its share of the work; the workers take what is left."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

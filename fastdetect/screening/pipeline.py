@@ -1,0 +1,237 @@
+"""Files in, rows out: worker processes decode and find faces while this process runs the model on them."""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from fastdetect import __version__
+from fastdetect.errors import FastdetectError, MediaError
+from fastdetect.reasons import Reason
+from fastdetect.screening.batching import FaceBatcher, Scored
+from fastdetect.screening.config import ScreenConfig
+from fastdetect.screening.inputs import InputFile
+from fastdetect.screening.model import Model
+from fastdetect.screening.results import FaceRow, MediaFacts, Row, TrackRow, save_media
+from fastdetect.screening.stages import Extracted, StageSettings, file_sha256
+from fastdetect.screening.store import file_key, path_text
+from fastdetect.screening.verdict import Verdict, judge
+from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
+
+MEDIA_FACES = 8  # crops kept per person for the report
+_HASH_BYTES = 2**30  # a second or two: this process has better things to do than to hash more
+_IDLE_S = (
+    0.25  # without news for this long a batch that is not full is run: rows should not wait for a slow file
+)
+
+
+class Screener:
+    """Screens files with one model; a file's scores do not depend on the files beside it.
+
+    Args:
+        model: what scores faces.
+        config: the options.
+        media: folder for crops and patch scores; None keeps nothing of a face.
+    """
+
+    def __init__(self, model: Model, config: ScreenConfig, *, media: Path | None) -> None:
+        self.model, self.config, self.media = model, config, media
+        self.workers = config.workers or default_workers()
+        self.settings = StageSettings(
+            sampling=config.sample,
+            max_seconds=config.max_seconds,
+            largest_only=config.faces == "largest",
+            detect_side=config.detection.side,
+            detect_score=config.detection.score,
+            max_people=config.detection.max_people,
+            max_faces=config.detection.max_faces,
+            crop_size=model.preprocess.size,
+            crop_margin=model.preprocess.margin,
+        )
+
+    def screen(self, files: Sequence[InputFile], stop: threading.Event | None = None) -> Iterator[Row]:
+        """Screen files; yields one row each, in order of completion.
+
+        Args:
+            files: what to screen.
+            stop: when it is set, files in hand are dropped and the iteration ends.
+        Raises:
+            FastdetectError: workers cannot start, or the engine failed.
+        """
+        stop = stop or threading.Event()
+        by_path = {os.fspath(file.path): file for file in files}
+        batcher: FaceBatcher[Extracted] = FaceBatcher(self.model.engine)
+        for extracted in self._extract(list(by_path), stop):
+            if extracted is not None and len(extracted.crops):
+                batcher.add(extracted, extracted.crops)
+            elif extracted is not None:
+                yield self._row(by_path[extracted.path], extracted, None)
+            for scored in batcher.run(flush=extracted is None):
+                yield self._row(by_path[scored.owner.path], scored.owner, scored)
+                if stop.is_set():
+                    return
+
+    def _extract(self, paths: list[str], stop: threading.Event) -> Iterator[Extracted | None]:
+        """What the workers found, as it comes; None when nothing came for a while, and at the end."""
+        if not paths:
+            return
+        found: queue.Queue[JobResult | FastdetectError | None] = queue.Queue(maxsize=self.workers)
+        limits = WorkerLimits(timeout_s=self.config.timeout, cpu_s=2 * self.config.timeout)
+        pool = WorkerPool(
+            "fastdetect.screening.stages:Extractor",
+            workers=min(self.workers, len(paths)),
+            init_args={"settings": self.settings},
+            limits=limits,
+        )
+
+        def read() -> None:
+            try:
+                for result in pool.map(paths):
+                    found.put(result)
+                found.put(None)
+            except FastdetectError as error:
+                found.put(error)
+
+        reader = threading.Thread(target=read, name="fastdetect-results", daemon=True)
+        reader.start()
+        try:
+            while not stop.is_set():
+                try:
+                    item = found.get(timeout=_IDLE_S)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(item, FastdetectError):
+                    raise item
+                yield None if item is None else _extracted(item)
+                if item is None:
+                    return
+        finally:
+            pool.close()
+            while reader.is_alive():  # it may be waiting for room in the queue
+                if not found.empty():
+                    found.get_nowait()
+                reader.join(0.01)
+
+    def _row(self, file: InputFile, found: Extracted, scored: Scored[Extracted] | None) -> Row:
+        tracks = _tracks(found, scored)
+        answer = self._judge(found, tracks)
+        if self.media is not None and scored is not None and found.sha256:
+            _save_tracks(self.media, found, tracks, scored.patch_scores)
+        timings = found.timings | ({"model": scored.seconds} if scored else {})
+        return Row(
+            path=path_text(file.path),
+            name=path_text(Path(file.name)),
+            bytes=found.bytes,
+            mtime_ns=found.mtime_ns,
+            sha256=found.sha256,
+            status="failed" if found.error else "ok",
+            verdict=answer.verdict,
+            score=answer.score,
+            margin=answer.margin,
+            reasons=answer.reasons,
+            message=answer.message,
+            media=_facts(found),
+            frames_sampled=found.frames_sampled,
+            frames_decoded=found.frames_decoded,
+            faces_found=found.faces_found,
+            faces_scored=len(found.crops),
+            tracks=tracks,
+            decoder=found.decoder,
+            decode_method=found.method,
+            sampling=self.config.sample,
+            max_seconds=self.config.max_seconds,
+            fastdetect=__version__,
+            timings_s={stage: round(seconds, 6) for stage, seconds in timings.items()},
+            finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **self.model.facts(),
+        )
+
+    def _judge(self, found: Extracted, tracks: list[TrackRow]) -> Verdict:
+        if found.error is not None:
+            return Verdict("inconclusive", reasons=[found.error.reason], message=str(found.error))
+        answer = judge(
+            tracks,
+            frames=found.frames_sampled,
+            is_image=found.info is not None and found.info.is_image,
+            calibration=self.model.calibration,
+            thresholds=self.model.thresholds,
+            config=self.config.verdict,
+        )
+        answer.reasons += found.reasons
+        return answer
+
+
+def default_workers() -> int:
+    """One process per core: the model and the workers then share the cores by need, and no core waits."""
+    return len(os.sched_getaffinity(0))
+
+
+def _extracted(result: JobResult) -> Extracted:
+    if result.error is None:
+        return result.value
+    error = (
+        result.error if isinstance(result.error, MediaError) else MediaError(Reason.CRASH, str(result.error))
+    )
+    lost = Extracted(result.job, error=error)
+    lost.bytes, lost.mtime_ns = file_key(Path(result.job))
+    if lost.bytes is not None and lost.bytes <= _HASH_BYTES:
+        lost.sha256 = file_sha256(result.job)  # its worker died or was stopped before it could tell
+    return lost
+
+
+def _tracks(found: Extracted, scored: Scored[Extracted] | None) -> list[TrackRow]:
+    if scored is None:
+        return []
+    margins = iter(scored.margins.tolist())
+    tracks = []
+    for number, track in enumerate(found.tracks):
+        faces = []
+        for face in track:
+            fused, image, residual = next(margins)
+            faces.append(
+                FaceRow(
+                    frame=face.frame,
+                    time_s=face.time_s,
+                    box=face.box,
+                    detection=face.detection,
+                    face_px=face.quality.face_px,
+                    sharpness=face.quality.sharpness,
+                    brightness=face.quality.brightness,
+                    usable=True,
+                    margin=fused,
+                    image_margin=image,
+                    residual_margin=residual,
+                    score=None,
+                )
+            )
+        tracks.append(TrackRow(id=number, score=None, margin=None, faces=faces))
+    return tracks
+
+
+def _save_tracks(folder: Path, found: Extracted, tracks: list[TrackRow], patch_scores: np.ndarray) -> None:
+    first = 0
+    for track in tracks:
+        count = len(track.faces)
+        shown = np.unique(np.linspace(0, count - 1, min(count, MEDIA_FACES)).round().astype(int))
+        track.media = save_media(
+            folder,
+            found.sha256 or "",
+            track.id,
+            shown.tolist(),
+            found.crops[first + shown],
+            patch_scores[first + shown],
+        )
+        first += count
+
+
+def _facts(found: Extracted) -> MediaFacts | None:
+    if found.info is None:
+        return None
+    known = asdict(found.info)
+    return MediaFacts(**{name: known[name] for name in MediaFacts.model_fields})

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, nothing else; fastdetect.ops checks arguments and registers the ops."""

@@ -1,0 +1,18 @@
+"""Shared fixtures: where the validation data is. Set before torch loads: one thread a test process."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run in two processes on two cores; more threads than that wait for each other at every barrier.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the validation data (FASTDETECT_DATA, or shared/data beside the repository); skips where absent."""
+    root = Path(os.environ.get("FASTDETECT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "videos_real" / "index.csv").is_file():
+        pytest.skip(f"no validation data at {root}; set FASTDETECT_DATA to its folder")
+    return root

@@ -1,0 +1,145 @@
+"""Fakes made from reals: masks lie where the face is, nothing changes outside them, seeds decide everything."""
+
+import pytest
+import torch
+
+from fastdetect.data.face_shape import MEAN_FIVE, REGIONS, affine_between, fit_shape, rasterize, transform_points
+from fastdetect.data.forgery import KINDS, Dice, ForgeryConfig, choose_donors, crop_pack, face_masks, forge
+from fastdetect.errors import ShapeError, UsageError
+
+SIZE = 96
+
+
+@pytest.fixture
+def faces() -> tuple[torch.Tensor, torch.Tensor]:
+    """(images [8,3,96,96], landmarks [8,5,2]): textured pictures with an upright face's landmarks in the middle."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(8, 3, SIZE, SIZE, generator=generator)
+    images = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
+    landmarks = MEAN_FIVE * 24 + torch.tensor([SIZE / 2, SIZE / 2 - 14])
+    return images, landmarks + torch.randn(8, 5, 2, generator=generator)
+
+
+def make(faces: tuple[torch.Tensor, torch.Tensor], config: ForgeryConfig, seed: int = 0, **options):
+    images, landmarks = faces
+    donors, donor_landmarks = images.roll(1, 0), landmarks.roll(1, 0)
+    generator = torch.Generator().manual_seed(seed)
+    return forge(images, landmarks, donors, donor_landmarks, config=config, generator=generator, **options)
+
+
+def only(names: tuple[str, ...], name: str) -> tuple[float, ...]:
+    return tuple(float(n == name) for n in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("region", REGIONS)
+def test_each_kind_and_region_changes_the_face_and_nothing_else(faces, kind: str, region: str) -> None:
+    made = make(faces, ForgeryConfig(only(KINDS, kind), only(REGIONS, region), 0.5), redraw=lambda x: x.flip(1))
+    assert made.images.shape == faces[0].shape
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    assert (made.region == REGIONS.index(region)).all()
+    assert (made.kind == KINDS.index(kind)).all()
+    inside = made.masks.amax((1, 2, 3))
+    assert (inside > 0.05).sum() >= 7  # a rare blob can miss the face
+    changed = (made.images - faces[0]).abs().amax(1, keepdim=True)
+    if kind == "self_blend":  # some are pasted the other way round: the face stays and the rest changes
+        assert (changed.amax((1, 2, 3)) > 1e-3).sum() >= 6
+    else:
+        assert changed[made.masks == 0].max() < 1e-5
+
+
+def test_same_seed_same_fakes_other_seed_others(faces) -> None:
+    first, again, other = (make(faces, ForgeryConfig(), seed) for seed in (3, 3, 4))
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.masks, again.masks)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_easy_fakes_differ_more_than_hard_ones(faces) -> None:
+    kinds, regions = only(KINDS, "self_blend"), only(REGIONS, "face")
+
+    def change(difficulty: float) -> float:
+        runs = [make(faces, ForgeryConfig(kinds, regions, difficulty), seed).images - faces[0] for seed in range(6)]
+        return torch.stack(runs).abs().mean().item()
+
+    assert change(0.0) > 1.15 * change(1.0)
+
+
+def test_without_a_redrawing_model_no_fake_is_called_regenerated(faces) -> None:
+    made = make(faces, ForgeryConfig(only(KINDS, "regenerated")))
+    assert (made.kind == KINDS.index("self_blend")).all()
+
+
+def test_wrong_input_is_refused(faces) -> None:
+    images, landmarks = faces
+    with pytest.raises(ShapeError, match="S % 16"):
+        make((images[..., :90, :90], landmarks), ForgeryConfig())
+    with pytest.raises(ShapeError, match=r"\[B,5,2\]"):
+        make((images, landmarks[:, :4]), ForgeryConfig())
+    with pytest.raises(UsageError, match="kinds"):
+        ForgeryConfig(kinds=(1.0,))
+    with pytest.raises(UsageError, match="difficulty"):
+        ForgeryConfig(difficulty=1.5)
+
+
+def test_masks_sit_on_their_region(faces) -> None:
+    _, landmarks = faces
+    dice = Dice(8, torch.Generator().manual_seed(0), torch.device("cpu"))
+    rows = torch.arange(SIZE) + 0.5
+
+    def height(region: str) -> torch.Tensor:
+        masks = face_masks(landmarks, torch.full((8,), REGIONS.index(region)), SIZE, dice)[:, 0]
+        return (masks.sum(2) * rows).sum(1) / masks.sum((1, 2))
+
+    mouth, eyes = landmarks[:, 3:, 1].mean(1), landmarks[:, :2, 1].mean(1)
+    assert (height("mouth") - mouth).abs().max() < 8
+    assert (height("eyes") - eyes).abs().max() < 10
+    assert (height("lower") > height("eyes") + 10).all()
+
+
+def test_fitted_shape_meets_the_landmarks(faces) -> None:
+    shape = fit_shape(faces[1])
+    five = torch.stack(
+        [shape[:, 36:42].mean(1), shape[:, 42:48].mean(1), shape[:, 30], shape[:, 48], shape[:, 54]], 1
+    )
+    assert (five - faces[1]).norm(dim=2).max() < 3
+
+
+def test_affine_between_recovers_a_known_map() -> None:
+    maps = torch.tensor([[[1.1, 0.2, 3.0], [-0.1, 0.9, -2.0]]], dtype=torch.float64)
+    points = torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 50
+    torch.testing.assert_close(affine_between(points, transform_points(maps, points)), maps, atol=1e-4, rtol=1e-4)
+
+
+def test_rasterize_draws_a_square_and_a_concave_polygon() -> None:
+    square = torch.tensor([[[4.0, 4.0], [12.0, 4.0], [12.0, 12.0], [4.0, 12.0]]])
+    assert rasterize(square, 16, 1.0).sum() == 64
+    notched = torch.tensor([[[0.0, 0.0], [16.0, 0.0], [16.0, 16.0], [8.0, 8.0], [0.0, 16.0]]])
+    drawn = rasterize(notched, 16, 1.0)[0, 0]
+    assert drawn[14, 8] == 0
+    assert drawn[12, 1] == 1
+    assert drawn[2, 8] == 1
+
+
+def test_donors_are_other_persons_that_stand_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    landmarks = torch.randn(40, 5, 2, generator=generator)
+    identity = torch.arange(40) // 4
+    donors = choose_donors(landmarks, identity, generator, among=32)
+    assert (identity[donors] != identity).all()
+    random = landmarks[torch.randperm(40, generator=generator)]
+    assert (landmarks[donors] - landmarks).norm() < (random - landmarks).norm()
+    alone = choose_donors(landmarks[:4], identity[:4], generator)
+    assert torch.equal(alone, torch.arange(4))
+
+
+def test_crop_without_jitter_is_centred_and_flips_swap_the_sides() -> None:
+    images = torch.rand(16, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    landmarks = MEAN_FIVE.mul(20).add(64).expand(16, -1, -1)
+    dice = Dice(16, torch.Generator().manual_seed(0), torch.device("cpu"))
+    still, points = crop_pack(images, landmarks, 64, 0.5, dice, jitter=False)
+    torch.testing.assert_close(still, images[..., 32:96, 32:96])
+    torch.testing.assert_close(points, landmarks - 32)
+    _, moved = crop_pack(images, landmarks, 64, 0.5, dice, jitter=True)
+    assert (moved[:, 0, 0] < moved[:, 1, 0]).all()  # the first eye is on the image's left, flipped or not

@@ -1,0 +1,128 @@
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from fastdetect.engines import EngineOutput, TorchEngine
+from fastdetect.engines.torch_engine import fold_batch_norm
+from fastdetect.errors import ShapeError, UsageError
+from fastdetect.models import DetectorConfig, TwoBranchDetector
+
+FIELDS = ("logits", "image_logits", "residual_logits", "patch_scores")
+
+
+@pytest.fixture(scope="module")
+def model() -> TwoBranchDetector:
+    torch.manual_seed(0)
+    detector = TwoBranchDetector(DetectorConfig(image_size=160, protocol="sparse-4"))
+    randomise_statistics(detector)
+    return detector.eval()
+
+
+def randomise_statistics(module: torch.nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
+
+
+def crops(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 160, 160, 3), dtype=np.uint8)
+
+
+def test_fp32_engine_is_the_model(model: TwoBranchDetector) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    out = TorchEngine(model, device="cpu", precision="fp32", batch_size=4).run(crops(5))
+    with torch.no_grad():
+        want = model(torch.from_numpy(crops(5)).permute(0, 3, 1, 2))
+    for field in FIELDS:
+        got = getattr(out, field)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got.reshape(5, -1), getattr(want, field).numpy(), rtol=1e-4, atol=1e-4)
+    assert out.patch_scores.shape == (5, 14, 14)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the caller's model is untouched
+
+
+def test_bf16_is_near_fp32(model: TwoBranchDetector) -> None:
+    full, half = (TorchEngine(model, device="cpu", precision=p, batch_size=8).run(crops(8)) for p in ("fp32", "bf16"))
+    assert 0 < np.abs(full.logits - half.logits).max() < 0.05
+    np.testing.assert_allclose(half.patch_scores, full.patch_scores, rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_crops_scores_are_bit_equal_whatever_else_is_in_the_run(model: TwoBranchDetector, precision) -> None:
+    engine = TorchEngine(model, device="cpu", precision=precision, batch_size=8)
+    mine, others = crops(3), crops(20, seed=1)
+    alone = engine.run(mine)
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        places = rng.choice(23, 3, replace=False)
+        everything = np.insert(others, np.sort(places) - np.arange(3), mine[np.argsort(np.argsort(places))], axis=0)
+        together = engine.run(everything)
+        for i, place in enumerate(places):
+            found = [j for j in range(len(everything)) if np.array_equal(everything[j], mine[i])]
+            assert len(found) == 1, place
+            for field in FIELDS:
+                assert np.array_equal(getattr(alone, field)[i], getattr(together, field)[found[0]])
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet10t", "convnext_atto"])
+def test_folding_batch_norm_changes_nothing_but_the_speed(name: str) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=0).eval()
+    randomise_statistics(net)
+    norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    folded = copy.deepcopy(net)
+    assert fold_batch_norm(folded, torch.zeros(1, 3, 64, 64)) == norms
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_read_twice_is_not_folded() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 1)
+            self.first, self.second = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.first(y) + self.second(y)
+
+    assert fold_batch_norm(Twice().eval(), torch.rand(1, 3, 4, 4)) == 0
+
+
+def test_no_crops_give_empty_arrays(model: TwoBranchDetector) -> None:
+    out = TorchEngine(model, device="cpu").run(crops(0))
+    assert isinstance(out, EngineOutput)
+    assert out.logits.shape == out.image_logits.shape == (0, 2)
+    assert out.patch_scores.shape == (0, 14, 14)
+
+
+def test_bad_input_is_named(model: TwoBranchDetector) -> None:
+    engine = TorchEngine(model, device="cpu")
+    with pytest.raises(ShapeError, match=r"\[B,160,160,3\]"):
+        engine.run(crops(2).transpose(0, 3, 1, 2))
+    with pytest.raises(ShapeError, match="float32"):
+        engine.run(crops(2).astype(np.float32))
+    with pytest.raises(UsageError, match="int8"):
+        TorchEngine(model, precision="int8")
+    with pytest.raises(UsageError, match="batch_size"):
+        TorchEngine(model, batch_size=0)
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(UsageError, match="use 'cpu'"):
+            TorchEngine(model, device=device)
+
+
+@pytest.mark.gpu
+def test_cuda_is_near_the_cpu(model: TwoBranchDetector) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    cpu = TorchEngine(model, device="cpu", precision="fp32", batch_size=8).run(crops(8))
+    for precision, tolerance in (("fp32", 5e-3), ("bf16", 0.05)):
+        gpu = TorchEngine(model, device="cuda", precision=precision).run(crops(8))
+        assert np.abs(cpu.logits - gpu.logits).max() < tolerance

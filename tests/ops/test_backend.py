@@ -1,0 +1,70 @@
+"""Choice of implementation: the environment variable, the missing library, the private C++ ops' refusals."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdetect.errors import UsageError
+from fastdetect.ops import backend, masked_patch_loss, patch_residual
+
+ARGS = (torch.zeros(1, 4, 12), torch.zeros(1, 3, 4, 4), torch.ones(1, 4))
+
+
+def test_library_is_built() -> None:
+    """The rest of these tests would pass on the fallback too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.load_cpu_library()
+    assert backend.fused(ARGS[0], ARGS[1], 12)
+
+
+def test_reference_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDETECT_BACKEND", "reference")
+    assert not backend.fused(ARGS[0], ARGS[1], 12)
+    pred = ARGS[0].clone().requires_grad_()
+    loss = masked_patch_loss(pred, *ARGS[1:], patch_size=2)
+    assert "GeneratedBackwardFor" not in type(loss.grad_fn).__name__
+
+
+def test_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDETECT_BACKEND", "fast")
+    with pytest.raises(UsageError, match="FASTDETECT_BACKEND: got 'fast', want 'auto' or 'reference'"):
+        masked_patch_loss(*ARGS, patch_size=2)
+    with pytest.raises(UsageError, match="FASTDETECT_BACKEND"):
+        patch_residual(ARGS[0][None], ARGS[1], torch.ones(1, 4, dtype=torch.bool), patch_size=2)
+
+
+def test_float64_and_long_cuda_rows_take_torch() -> None:
+    assert not backend.fused(ARGS[0].double(), ARGS[1], 12)
+    assert not backend.fused(ARGS[0].to("meta"), ARGS[1], 12)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_missing_or_broken_library_warns_once_and_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    expected = masked_patch_loss(*ARGS, patch_size=2)
+    monkeypatch.setattr(backend, "LIBRARY", tmp_path / "_ops_cpu.so")
+    if broken:
+        backend.LIBRARY.write_bytes(b"not a library")
+    backend.load_cpu_library.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                torch.testing.assert_close(masked_patch_loss(*ARGS, patch_size=2), expected)
+                patch_residual(ARGS[0][None], ARGS[1], torch.ones(1, 4, dtype=torch.bool), patch_size=2)
+        assert not backend.fused(ARGS[0], ARGS[1], 12)
+    finally:
+        backend.load_cpu_library.cache_clear()
+    (warning,) = caught
+    assert warning.category is RuntimeWarning
+    assert "pip install --no-build-isolation" in str(warning.message)
+    assert ("Could not load this library" if broken else "does not exist") in str(warning.message)
+
+
+def test_cpp_ops_refuse_other_dtypes() -> None:
+    with pytest.raises(RuntimeError, match="dtype must be float32, bfloat16, float16 or uint8"):
+        torch.ops.fastdetect_cpu.masked_patch_loss(ARGS[0].double(), *ARGS[1:], 2, False, True, True)

@@ -1,0 +1,68 @@
+"""Faces of many files share batches; every file gets its own answers back."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fastdetect.engines.base import EngineOutput
+from fastdetect.screening.batching import FaceBatcher
+
+
+class ArithmeticEngine:
+    """An engine whose answer for a face can be computed by hand: margins are 1, 2, 3 times the crop's first value."""
+
+    name, device, precision, image_size = "arithmetic", "cpu", "fp32", 2
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.batches: list[int] = []
+
+    def run(self, crops: np.ndarray) -> EngineOutput:
+        self.batches.append(len(crops))
+        value = crops[:, 0, 0, 0].astype(np.float32)
+        zero = np.zeros_like(value)
+        two = [np.stack([zero, k * value], axis=1) for k in (1, 2, 3)]
+        return EngineOutput(*two, patch_scores=np.broadcast_to(value[:, None, None], (len(crops), 2, 2)))
+
+    def close(self) -> None:
+        self.batches.clear()
+
+
+def crops(values: Sequence[int]) -> np.ndarray:
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), 2, 2, 3))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 2], [16, 16, 16], [5, 0 + 1, 9, 2]])
+def test_every_file_gets_its_own_margins(batch: int, sizes: list[int]) -> None:
+    engine, want, value = ArithmeticEngine(batch), [], 0
+    queue: FaceBatcher[int] = FaceBatcher(engine)
+    got = []
+    for owner, size in enumerate(sizes):
+        want.append(list(range(value, value + size)))
+        queue.add(owner, crops(want[-1]))
+        value += size
+        got += list(queue.run())
+        assert queue.waiting < batch
+    got += list(queue.run(flush=True))
+    assert [g.owner for g in got] == list(range(len(sizes)))
+    for answer, values in zip(got, want, strict=True):
+        np.testing.assert_array_equal(answer.margins, np.outer(values, [1, 2, 3]))
+        np.testing.assert_array_equal(answer.patch_scores[:, 1, 1], values)
+        assert answer.seconds > 0
+    assert queue.waiting == 0
+    assert all(n == batch for n in engine.batches[:-1])
+    assert sum(engine.batches) == sum(sizes)
+
+
+def test_a_batch_waits_until_it_is_full() -> None:
+    engine = ArithmeticEngine(4)
+    queue: FaceBatcher[str] = FaceBatcher(engine)
+    queue.add("a", crops([1, 2, 3]))
+    assert list(queue.run()) == []
+    assert engine.batches == []
+    queue.add("b", crops([4, 5]))
+    assert [s.owner for s in queue.run()] == ["a"]
+    assert [s.owner for s in queue.run(flush=True)] == ["b"]
+    assert engine.batches == [4, 1]

@@ -1,0 +1,116 @@
+"""What a user can name on the command line, and what becomes of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastdetect.errors import UsageError
+from fastdetect.screening.inputs import MEDIA_EXTENSIONS, expand_inputs
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "b.mp4",
+        "a.MOV",
+        "sub/c.webm",
+        "sub/face.jpg",
+        "notes.txt",
+        "LICENSE",
+        ".hidden.mp4",
+        ".git/d.mp4",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names(tree: Path, *inputs: str | Path, shard: str | None = None) -> list[str]:
+    return [str(entry.path.relative_to(tree)) for entry in expand_inputs(inputs, shard=shard)]
+
+
+def test_a_folder_gives_its_media_files_sorted_and_no_other(tree: Path) -> None:
+    assert names(tree, tree) == ["a.MOV", "b.mp4", "sub/c.webm", "sub/face.jpg"]
+
+
+def test_a_named_file_is_taken_whatever_its_extension(tree: Path) -> None:
+    assert names(tree, tree / "notes.txt", tree / ".hidden.mp4") == ["notes.txt", ".hidden.mp4"]
+
+
+def test_each_file_once_in_the_order_of_first_mention(tree: Path) -> None:
+    assert names(tree, tree / "sub" / "c.webm", tree, tree / "sub/../b.mp4") == [
+        "sub/c.webm", "a.MOV", "b.mp4", "sub/face.jpg",
+    ]  # fmt: skip
+
+
+def test_names_are_as_given_and_paths_absolute(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    (entry, *_), (single,) = expand_inputs(["sub"]), expand_inputs(["b.mp4"])
+    assert (entry.name, entry.path) == ("sub/c.webm", tree / "sub" / "c.webm")
+    assert (single.name, single.path) == ("b.mp4", tree / "b.mp4")
+
+
+def test_globs_match_files_and_folders(tree: Path) -> None:
+    assert names(tree, tree / "*.mp4") == ["b.mp4"]
+    assert names(tree, tree / "su*") == ["sub/c.webm", "sub/face.jpg"]
+    assert names(tree, f"{tree}/**/*.webm") == ["sub/c.webm"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tree: Path) -> None:
+    (tree / "x[1].mp4").touch()
+    (tree / "x1.mp4").touch()
+    assert names(tree, tree / "x[1].mp4") == ["x[1].mp4"]
+
+
+def test_list_file_is_relative_to_itself_and_may_have_comments(tree: Path) -> None:
+    (tree / "sub" / "list.txt").write_text("# mine\n\nc.webm\n../b.mp4\ngone.mp4\n")
+    assert names(tree, f"@{tree}/sub/list.txt") == ["sub/c.webm", "b.mp4", "sub/gone.mp4"]
+
+
+def test_a_missing_file_is_kept_so_that_its_row_can_say_so(tree: Path) -> None:
+    assert names(tree, tree / "gone.mp4") == ["gone.mp4"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shards_are_disjoint_complete_and_even(tree: Path, count: int) -> None:
+    parts = [names(tree, tree, shard=f"{i}/{count}") for i in range(1, count + 1)]
+    assert sorted(name for part in parts for name in part) == names(tree, tree)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_a_bad_shard_is_a_usage_error(tree: Path, shard: str) -> None:
+    with pytest.raises(UsageError, match="shard"):
+        expand_inputs([tree], shard=shard)
+
+
+@pytest.mark.parametrize("bad", ["https://example.org/a.mp4", "/nowhere/*.mp4", "@/nowhere/list.txt"])
+def test_what_cannot_name_a_file_is_a_usage_error(bad: str) -> None:
+    with pytest.raises(UsageError):
+        expand_inputs([bad])
+
+
+def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no media file"):
+        expand_inputs([tmp_path])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_not_skipped_in_silence(tree: Path) -> None:
+    (tree / "sub").chmod(0)
+    try:
+        assert "sub" in names(tree, tree)
+    finally:
+        (tree / "sub").chmod(0o755)
+
+
+def test_linked_folders_cannot_make_a_loop(tree: Path) -> None:
+    (tree / "sub" / "loop").symlink_to(tree)
+    assert names(tree, tree) == ["a.MOV", "b.mp4", "sub/c.webm", "sub/face.jpg"]
+
+
+def test_extensions_are_lower_case_with_a_dot() -> None:
+    assert all(e.startswith(".") and e == e.lower() for e in MEDIA_EXTENSIONS)
+    assert {".mp4", ".mkv", ".mpg", ".jpg"} <= MEDIA_EXTENSIONS

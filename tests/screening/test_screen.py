@@ -1,0 +1,261 @@
+"""Whole runs on real media with a real model: rows, scores that nothing disturbs, what is left behind."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from screen_clips import write_clip
+
+from fastdetect.errors import UsageError
+from fastdetect.reasons import Reason
+from fastdetect.screening.config import load_config
+from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.results import Row, RunInfo, load_media
+from fastdetect.screening.run import run_screening
+
+Screen = Callable[..., tuple[RunInfo, dict[str, Row]]]
+
+
+@pytest.fixture(scope="module")
+def screen(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Screen:
+    def run(*inputs: Path, out: Path | None = None, resume: bool = False, **options) -> tuple[RunInfo, dict[str, Row]]:
+        out = out or tmp_path_factory.mktemp("run") / "out"
+        config = load_config(options={"model": str(model_folder), "precision": "fp32", "workers": 1, **options})
+        with open(out.with_name("log"), "w") as log:
+            info = run_screening(expand_inputs(inputs), out, config, resume=resume, console=Console(file=log))
+        rows = map(Row.model_validate_json, (out / "results.jsonl").read_text().splitlines())
+        return info, {Path(row.path).name: row for row in rows}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., list[np.ndarray]]) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    person = face_frames(25)
+    write_clip(folder / "person.mp4", person)
+    write_clip(folder / "two.mp4", [np.concatenate([f, f[:, ::-1]], axis=1) for f in person])
+    write_clip(folder / "dark.mp4", face_frames(25, light=0.06))
+    write_clip(folder / "small.mp4", face_frames(25, side=512, zoom=0.25))
+    write_clip(folder / "short.mp4", person[:1])
+    write_clip(folder / "brief.mp4", [*person[:3], *[np.full_like(person[0], 90)] * 60])
+    rng = np.random.default_rng(0)
+    write_clip(folder / "noise.mp4", [rng.integers(0, 256, (128, 128, 3), np.uint8) for _ in range(10)])
+    whole = write_clip(folder / "cut.mkv", face_frames(50)).read_bytes()
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
+    (folder / "text.mp4").write_text("this is not a video\n" * 50)
+    (folder / "empty.mp4").touch()
+    cv2.imwrite(str(folder / "face.png"), cv2.cvtColor(person[0], cv2.COLOR_RGB2BGR))
+    (folder / "notes.txt").write_text("left out")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def everything(
+    screen: Screen, media: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunInfo, dict[str, Row]]:
+    out = tmp_path_factory.mktemp("everything") / "out"
+    return out, *screen(media, media / "gone.mp4", out=out, workers=2)
+
+
+def scores(row: Row) -> list[tuple[float, ...]]:
+    return [(f.margin, f.image_margin, f.residual_margin, f.time_s, *f.box) for t in row.tracks for f in t.faces]
+
+
+def test_every_file_has_one_row(everything: tuple[Path, RunInfo, dict[str, Row]]) -> None:
+    out, info, rows = everything
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows) == info.files == info.files_this_run == 12
+    assert info.counts["failed"] == 3
+    assert info.exit_code == 3
+    assert not info.interrupted
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "verdict", "reasons"),
+    [
+        ("dark.mp4", "ok", "inconclusive", [Reason.TOO_DARK]),
+        ("small.mp4", "ok", "inconclusive", [Reason.FACE_TOO_SMALL]),
+        ("short.mp4", "ok", "inconclusive", [Reason.TOO_SHORT]),
+        ("brief.mp4", "ok", "inconclusive", [Reason.TOO_FEW_FACES]),
+        ("noise.mp4", "ok", "inconclusive", [Reason.NO_FACE]),
+        ("text.mp4", "failed", "inconclusive", [Reason.DECODE_ERROR]),
+        ("empty.mp4", "failed", "inconclusive", [Reason.DECODE_ERROR]),
+        ("gone.mp4", "failed", "inconclusive", [Reason.NOT_FOUND]),
+    ],
+)
+def test_no_answer_has_a_reason_and_a_message(
+    everything: tuple[Path, RunInfo, dict[str, Row]],
+    name: str,
+    status: str,
+    verdict: str,
+    reasons: list[Reason],
+) -> None:
+    row = everything[2][name]
+    assert (row.status, row.verdict, row.score, row.reasons) == (status, verdict, None, reasons)
+    assert row.message
+
+
+@pytest.mark.parametrize(
+    ("name", "people", "reasons"),
+    [
+        ("person.mp4", 1, []),
+        ("two.mp4", 2, []),
+        ("cut.mkv", 1, [Reason.TRUNCATED]),
+        ("face.png", 1, [Reason.TOO_FEW_FACES]),
+    ],
+)
+def test_faces_are_scored_per_person(
+    everything: tuple[Path, RunInfo, dict[str, Row]], name: str, people: int, reasons: list[Reason]
+) -> None:
+    row = everything[2][name]
+    assert row.status == "ok"
+    assert row.verdict != "inconclusive"
+    assert row.reasons == reasons
+    assert len(row.tracks) == people
+    assert row.score == max(t.score for t in row.tracks if t.score is not None)
+    assert sum(t.decides for t in row.tracks) == 1
+    assert all(math.isfinite(f.margin) and 60 < f.face_px < 200 for t in row.tracks for f in t.faces)
+
+
+def test_a_row_says_how_it_was_made(
+    everything: tuple[Path, RunInfo, dict[str, Row]], media: Path, model_folder: Path
+) -> None:
+    row = everything[2]["person.mp4"]
+    assert row.path == str(media / "person.mp4")
+    assert row.sha256 == hashlib.sha256((media / "person.mp4").read_bytes()).hexdigest()
+    assert row.model_sha256 == hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (row.model_id, row.calibration_id, row.device, row.precision) == (
+        "random-small",
+        "test00000000",
+        "cpu",
+        "fp32",
+    )
+    assert (row.sampling, row.frames_sampled, row.faces_found, row.faces_scored) == ("uniform:16", 16, 16, 16)
+    assert row.media is not None
+    assert (row.media.width, row.media.height, row.media.codec) == (256, 256, "h264")
+    assert row.decoder is not None
+    assert "ffmpeg" in row.decoder
+    assert set(row.timings_s) == {"hash", "decode", "detect", "track", "crop", "model"}
+    assert min(row.timings_s.values()) > 0
+    times = [face.time_s for face in row.tracks[0].faces]
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] < 1
+
+
+def test_everything_is_left_behind_and_agrees(everything: tuple[Path, RunInfo, dict[str, Row]]) -> None:
+    out, info, rows = everything
+    table = pq.read_table(out / "results.parquet").to_pylist()
+    assert [Path(r["path"]).name for r in table] == sorted(rows, key=lambda n: (n == "gone.mp4", n))
+    assert {Path(r["path"]).name: r["score"] for r in table} == {name: row.score for name, row in rows.items()}
+    assert RunInfo.model_validate_json((out / "run.json").read_text()) == info
+    assert len((out / "summary.csv").read_text().splitlines()) == 13
+    report = (out / "report.html").read_text()
+    assert all(name in report for name in rows)
+    assert "verdict:" in (out / "config.yaml").read_text()
+
+
+def test_media_belong_to_their_faces(everything: tuple[Path, RunInfo, dict[str, Row]], media: Path) -> None:
+    out, _, rows = everything
+    for track in rows["two.mp4"].tracks:
+        assert track.media is not None
+        loaded = load_media(out / "media", track.media)
+        assert loaded.crops.shape == (8, 112, 112, 3)
+        assert loaded.patch_scores.shape[0] == 8
+        assert loaded.patch_scores.min() >= 0
+        assert track.media.faces == sorted(set(track.media.faces))
+        assert 20 < loaded.crops.mean() < 235
+    assert rows["noise.mp4"].tracks == []
+
+
+def test_a_neighbour_changes_no_bit(
+    screen: Screen, media: Path, everything: tuple[Path, RunInfo, dict[str, Row]]
+) -> None:
+    crowd = everything[2]
+    for name in ("person.mp4", "two.mp4", "cut.mkv"):
+        _, alone = screen(media / name)
+        assert scores(alone[name]) == scores(crowd[name])
+        assert (alone[name].score, alone[name].margin) == (crowd[name].score, crowd[name].margin)
+
+
+def test_no_media_keeps_nothing_of_a_face(screen: Screen, media: Path, tmp_path: Path) -> None:
+    _, rows = screen(media / "person.mp4", out=tmp_path / "out", media=False)
+    assert rows["person.mp4"].tracks[0].media is None
+    assert not (tmp_path / "out" / "media").exists()
+    assert "image/jpeg" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_options_reach_the_stages(screen: Screen, media: Path) -> None:
+    _, rows = screen(media / "two.mp4", sample="fps:4", max_seconds=0.5, faces="largest")
+    row = rows["two.mp4"]
+    assert (row.frames_sampled, len(row.tracks), row.sampling, row.max_seconds) == (2, 1, "fps:4", 0.5)
+    assert row.reasons == [Reason.TOO_SHORT]
+    info, rows = screen(
+        media / "person.mp4",
+        **{
+            "detection.max_faces": 5,
+            "verdict.threshold_manipulated": 1e-9,
+            "verdict.threshold_suspicious": 0.0,
+        },
+    )
+    assert rows["person.mp4"].faces_scored == 5
+    assert rows["person.mp4"].verdict == "manipulated"
+    assert info.exit_code == 1
+    assert [t.fpr for t in rows["person.mp4"].thresholds] == [None, None]
+
+
+def test_another_sampling_than_the_calibrations_is_said(screen: Screen, media: Path) -> None:
+    info, _ = screen(media / "noise.mp4", sample="uniform:4")
+    assert "uniform:16" in info.warnings[0]
+    assert "uniform:4" in info.warnings[0]
+
+
+def test_a_model_without_calibration_needs_a_word(
+    screen: Screen, media: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    config = json.loads((model_folder / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | {"calibration": None}))
+    (bare / "model.safetensors").symlink_to(model_folder / "model.safetensors")
+    with pytest.raises(UsageError, match="--uncalibrated"):
+        screen(media / "person.mp4", model=str(bare))
+    info, rows = screen(media / "person.mp4", model=str(bare), uncalibrated=True)
+    row = rows["person.mp4"]
+    assert (row.verdict, row.score, row.thresholds) == ("inconclusive", None, [])
+    assert row.margin is not None
+    assert info.exit_code == 0
+
+
+def test_resume_screens_only_what_is_new(screen: Screen, media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    screen(media / "person.mp4", out=out)
+    before = (out / "results.jsonl").read_bytes()
+    info, _ = screen(media / "person.mp4", media / "noise.mp4", out=out, resume=True)
+    assert (info.files, info.files_this_run) == (2, 1)
+    assert (out / "results.jsonl").read_bytes().startswith(before)
+    info, _ = screen(media / "person.mp4", media / "noise.mp4", out=out, resume=True)
+    assert (info.files_this_run, info.videos_per_hour) == (0, None)
+    with pytest.raises(UsageError, match="sample was uniform:16, is uniform:8"):
+        screen(media / "person.mp4", out=out, resume=True, sample="uniform:8")
+
+
+def test_a_run_of_nothing_but_failures_ends_well(screen: Screen, media: Path) -> None:
+    info, rows = screen(media / "empty.mp4")
+    assert (info.exit_code, rows["empty.mp4"].sha256) == (3, None)
+
+
+def test_a_file_that_takes_too_long_costs_one_row(screen: Screen, media: Path, face_frames: Callable) -> None:
+    long = write_clip(media.parent / "long.mp4", (f for _ in range(12) for f in face_frames(25, side=640)))
+    info, rows = screen(long, media / "noise.mp4", sample="all", timeout=1.5)
+    assert rows["long.mp4"].reasons == [Reason.TIMEOUT]
+    assert rows["long.mp4"].sha256 == hashlib.sha256(long.read_bytes()).hexdigest()
+    assert rows["noise.mp4"].reasons == [Reason.NO_FACE]
+    assert info.exit_code == 3

@@ -1,0 +1,112 @@
+"""The command line as a user meets it: help, errors, exit codes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fastdetect
+from fastdetect.cli import app, main
+
+VERBS = ("screen", "demo", "doctor", "pretrain", "train", "evaluate")
+SCREEN = """
+    --output --resume --list --shard --model --sample --max-seconds --faces --fpr-suspicious --fpr-manipulated
+    --threshold-suspicious --threshold-manipulated --engine --device --precision --workers --timeout --no-media
+    --uncalibrated --config --set
+"""
+
+
+def call(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fastdetect", *map(str, args)], capture_output=True, text=True)
+
+
+def shown(*args: str) -> str:
+    result = CliRunner().invoke(app, list(args), env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_names_every_verb_and_option() -> None:
+    assert all(verb in shown("--help") for verb in VERBS)
+    assert all(option in shown("screen", "--help") for option in SCREEN.split())
+    assert all(shown(verb, "--help") for verb in VERBS)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import fastdetect.cli; heavy = 'torch av cv2 onnxruntime numpy pydantic pyarrow'.split(); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        call("--help")
+        return time.perf_counter() - start
+
+    bare = min(_seconds_of(sys.executable, "-c", "pass") for _ in range(3))
+    assert min(seconds() for _ in range(3)) - bare < 0.5
+
+
+def _seconds_of(*command: str) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - start
+
+
+def test_version() -> None:
+    assert fastdetect.__version__ in shown("--version")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["screen"], "nothing to screen"),
+        (["screen", "https://example.org/a.mp4"], "local files"),
+        (["screen", "x.mp4", "--sample", "every:2"], "sample"),
+        (["screen", "x.mp4", "--set", "verdict.min_facs=3"], "min_facs"),
+        (["screen", "x.mp4", "--set", "workers"], "key=value"),
+        (["screen", "x.mp4", "--device", "tpu"], "device"),
+        (["screen", "x.mp4", "--workers", "0"], "workers"),
+        (["screen", "x.mp4", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["screen", "x.mp4", "--shard", "3/2"], "--shard"),
+        (["screen", "x.mp4", "--fpr-suspicious", "0.001"], "fpr_manipulated"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exit_code_2(
+    args: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fastdetect", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message.startswith("fastdetect: ")
+    assert said in message
+    assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_an_unknown_option_or_verb_is_exit_code_2() -> None:
+    assert call("screen", "--nonsense").returncode == 2
+    assert call("nonsense").returncode == 2
+
+
+def test_a_model_that_is_not_there_is_exit_code_3_without_a_traceback(tmp_path: Path) -> None:
+    args = ("screen", tmp_path / "x.mp4", "-o", tmp_path / "out", "--model", tmp_path / "nothing")
+    ended = call(*args)
+    assert ended.returncode == 3
+    assert ended.stderr.count("\n") == 1
+    assert "nothing" in ended.stderr
+    assert "Traceback" in call("--debug", *args).stderr
