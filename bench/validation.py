@@ -9,6 +9,7 @@ another checkpoint costs seconds.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -23,14 +24,13 @@ import mesonet
 import numpy as np
 import torch
 
-from fastdetect.engines.torch_engine import TorchEngine
+from fastdetect.engines import load_engine
 from fastdetect.evaluation import metrics
-from fastdetect.evaluation.index import REAL, Entry, read_index
+from fastdetect.evaluation.index import Entry, read_index
 from fastdetect.evaluation.protocol import contract_margin, report, to_markdown
 from fastdetect.evaluation.scoring import (
     AGGREGATION,
     Cropper,
-    Gate,
     TrackFaces,
     VideoFaces,
     VideoScore,
@@ -38,16 +38,27 @@ from fastdetect.evaluation.scoring import (
     contract_crop,
     extract_faces,
 )
-from fastdetect.faces.centerface import DETECT_SIDE, MODEL_SHA256, CenterFaceDetector
-from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.video.sampling import SamplingPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- validation: begin -->", "<!-- validation: end -->"
+# Crops cached under another version of the code that makes them must not be used; its formatting does not matter.
+SOURCES = [
+    *sorted((ROOT / "fastdetect" / "video").glob("*.py")),
+    *sorted((ROOT / "fastdetect" / "faces").glob("*.py")),
+    ROOT / "fastdetect" / "evaluation" / "scoring.py",
+]
 PEER_CROPS: dict[str, Cropper] = {
     "box 1.3": contract_crop(mesonet.SIZE),
     "aligned 1.0": lambda frame, face: mesonet.aligned_crop(frame, face.landmarks, 1.0),
     "aligned 1.3": lambda frame, face: mesonet.aligned_crop(frame, face.landmarks, 1.3),
 }
+
+
+def code_text(path: Path) -> str:
+    """A module's syntax tree as text: the same for any formatting and comments."""
+    return ast.dump(ast.parse(path.read_text("utf-8")))
 
 
 class CropCache:
@@ -56,6 +67,7 @@ class CropCache:
     def __init__(self, folder: Path, policy: SamplingPolicy, threads: int) -> None:
         self.folder, self.policy, self.threads = folder, policy, threads
         self.detector: CenterFaceDetector | None = None
+        self.code = hashlib.sha256("".join(map(code_text, SOURCES)).encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, entry: Entry, crops: Mapping[str, Cropper]) -> VideoFaces:
@@ -68,7 +80,8 @@ class CropCache:
         return self._read(entry, list(crops))
 
     def path(self, entry: Entry, name: str) -> Path:
-        what = json.dumps([entry.sha256 or entry.name, name, str(self.policy), repr(Gate()), MODEL_SHA256, DETECT_SIDE])
+        maker = self.code if name.startswith("model") else self.code + code_text(ROOT / "bench" / "mesonet.py")
+        what = json.dumps([entry.sha256 or entry.name, name, str(self.policy), maker])
         return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
 
     @staticmethod
@@ -107,20 +120,20 @@ def our_reports(
     args: argparse.Namespace, cache: CropCache, entries: Sequence[Entry]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Reports of the fused score and of each branch alone, and what the model is."""
-    model = TwoBranchDetector.from_pretrained(args.model)
-    engine, margin, info = TorchEngine(model, precision=args.precision), contract_margin(model), model.info
+    engine = load_engine(args.model, precision=args.precision, threads=args.threads)
+    margin, info = contract_margin(engine), engine.info
     name = f"model {engine.image_size} {margin}"
     crop = {name: contract_crop(engine.image_size, margin)}
     heads = {"fastdetect": "logits", "image branch": "image_logits", "residual branch": "residual_logits"}
-    scores: dict[str, list[VideoScore]] = {head: [] for head in heads}
-    for entry in entries:
-        faces = cache.get(entry, crop)
-        counts = [len(person.frames) for person in faces.tracks]
-        out = engine.run(np.concatenate([person.crops[name] for person in faces.tracks])) if counts else None
-        for head, attribute in heads.items():
-            logits = getattr(out, attribute) if out else np.empty((0, 2))
-            margins = np.split(logits[:, 1].astype(np.float64) - logits[:, 0], np.cumsum(counts)[:-1]) if counts else []
-            scores[head].append(aggregate(faces, margins))
+    videos = [cache.get(entry, crop) for entry in entries]
+    crops = [person.crops[name] for faces in videos for person in faces.tracks]
+    out = engine.run(np.concatenate(crops))
+    ends = np.cumsum([len(part) for part in crops])[:-1]
+    scores: dict[str, list[VideoScore]] = {}
+    for head, attribute in heads.items():
+        logits = getattr(out, attribute).astype(np.float64)
+        margins = iter(np.split(logits[:, 1] - logits[:, 0], ends))
+        scores[head] = [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
     engine.close()
     about = {
         "model": info.model_id,
@@ -161,10 +174,10 @@ def type_aucs(entries: Sequence[Entry], scores: Sequence[VideoScore]) -> dict[st
     return by_type | {"mean": float(np.mean(list(by_type.values())))}
 
 
-def comparison(entries: Sequence[Entry], columns: Mapping[str, Mapping[str, Any]]) -> str:
+def comparison(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown table of several reports: one column a model, the types in rows."""
-    types = sorted({e.type for e in entries} - {REAL})
-    methods = sorted({e.manipulation for e in entries} - {REAL})
+    first = next(iter(columns.values()))
+    types, methods = sorted(first["types"]), sorted(first["methods"])
 
     def cell(block: Mapping[str, float]) -> str:
         return f"{block['value']:.3f} [{block['low']:.2f}, {block['high']:.2f}]"
@@ -172,7 +185,6 @@ def comparison(entries: Sequence[Entry], columns: Mapping[str, Mapping[str, Any]
     def line(name: str, count: str, pick: Callable[[Mapping[str, Any]], str]) -> str:
         return "| " + " | ".join([name, count, *(pick(result) for result in columns.values())]) + " |"
 
-    first = next(iter(columns.values()))
     lines = [
         "| manipulation | fakes (identities) | " + " | ".join(columns) + " |",
         "|---" * (2 + len(columns)) + "|",
@@ -195,6 +207,16 @@ def comparison(entries: Sequence[Entry], columns: Mapping[str, Mapping[str, Any]
     return "\n".join(lines) + "\n"
 
 
+def write_block(path: Path, text: str) -> None:
+    """Put the tables between the validation marks of a page, or make the page of them alone."""
+    page = path.read_text("utf-8") if path.is_file() else f"{BEGIN}\n{END}\n"
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path}: no {BEGIN} ... {END}; add the marks where the tables belong")
+    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}", "utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Validation table: ours and MesoNet's four models")
     parser.add_argument("--data", type=Path, default=os.environ.get("FASTDETECT_DATA", ROOT.parent / "shared" / "data"))
@@ -205,7 +227,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here, between its validation marks")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ours-only", action="store_true")
     which.add_argument("--peers-only", action="store_true")
@@ -217,7 +239,6 @@ def main() -> int:
     cache = CropCache(args.cache, SamplingPolicy.parse(args.sample), args.threads)
     columns: dict[str, dict[str, Any]] = {}
     output: dict[str, Any] = {"sampling": args.sample, "aggregation": AGGREGATION}
-    text = ""
     if not args.peers_only:
         ours, about = our_reports(args, cache, entries)
         columns |= ours
@@ -234,13 +255,13 @@ def main() -> int:
                 {crop: {k: round(v, 3) for k, v in aucs.items()} for crop, aucs in by_crop.items()},
                 file=sys.stderr,
             )
-    text = comparison(entries, columns)
+    text = comparison(columns)
     if not args.peers_only:
-        text += "\n" + to_markdown(columns["fastdetect"], f"fastdetect: {output['model']}")
+        text += "\n" + to_markdown(columns["fastdetect"], f"fastdetect: {output['model']}").replace("# ", "### ", 1)
     print(text)
     print(f"{time.perf_counter() - begin:.1f} s; crops cached in {args.cache}", file=sys.stderr)
     if args.markdown:
-        args.markdown.write_text(text, "utf-8")
+        write_block(args.markdown, text)
     if args.json:
         args.json.write_text(json.dumps(output | {"columns": columns}, indent=1) + "\n", "utf-8")
     return 0

@@ -46,18 +46,16 @@ def screen(
         list[str] | None,
         typer.Argument(help="Files, folders, globs or @list.txt; videos and images.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go.")
-    ] = Path("fastdetect-out"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go.")] = Path(
+        "fastdetect-out"
+    ),
     resume: Annotated[bool, typer.Option(help="Go on with the rows already in the output folder.")] = False,
     lists: Annotated[
         list[Path] | None,
         typer.Option("--list", metavar="FILE", help="A file that names inputs, one a line."),
     ] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N equal parts.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Shipped name, folder or Hub id. [fastdetect-small]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Shipped name, folder or Hub id. [fastdetect-small]")] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="POLICY", help="uniform:N, fps:X, keyframes or all. [uniform:16]")
     ] = None,
@@ -69,18 +67,12 @@ def screen(
     fpr_manipulated: Annotated[
         float | None, typer.Option(help="Manipulated from this false-positive rate on. [0.01]")
     ] = None,
-    threshold_suspicious: Annotated[
-        float | None, typer.Option(help="A score instead of --fpr-suspicious.")
-    ] = None,
-    threshold_manipulated: Annotated[
-        float | None, typer.Option(help="A score instead of --fpr-manipulated.")
-    ] = None,
+    threshold_suspicious: Annotated[float | None, typer.Option(help="A score instead of --fpr-suspicious.")] = None,
+    threshold_manipulated: Annotated[float | None, typer.Option(help="A score instead of --fpr-manipulated.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto or torch. [auto]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that decode and find faces. [one per core]")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode and find faces. [one per core]")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of wall time per file. [120]")] = None,
     no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
     uncalibrated: Annotated[
@@ -167,9 +159,7 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     _configured(run, config, overrides)
 
 
-def _configured(
-    run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None
-) -> None:
+def _configured(run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None) -> None:
     raise typer.Exit(run(config, overrides or []))
 
 

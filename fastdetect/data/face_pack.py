@@ -21,12 +21,13 @@ _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a data set: its path, identity group, split (train, val or test) and source's name."""
+    """One file of a data set: its path, identity group, split, source's name, and the clip that it is (a frame) of."""
 
     path: Path
     identity: str
     split: str
     source: str
+    clip: str
 
 
 @dataclass
@@ -37,7 +38,7 @@ class FacePack:
         images: uint8 [N,256,256,3] RGB, a memory map; the face box's longer side is 256/1.75 pixels.
         landmarks: float32 [N,5,2] in pixels of the packed image, in the face detector's order.
         face_px: float32 [N], longer box side in the source's pixels.
-        identity: int64 [N], index into `identities`; source: int64 [N], index into `sources`.
+        identity, source, clip: int64 [N], indices into `identities`, `sources` and `clips`.
         split: [N] of "train", "val", "test".
     """
 
@@ -46,9 +47,11 @@ class FacePack:
     face_px: np.ndarray
     identity: np.ndarray
     source: np.ndarray
+    clip: np.ndarray
     split: np.ndarray
     identities: list[str]
     sources: list[str]
+    clips: list[str]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,42 +77,34 @@ class FacePack:
         return cls(images=images, **columns, **names)
 
 
-def read_index(index: Path, *, split_names: dict[str, str] | None = None) -> list[Entry]:
-    """Read an index.csv with columns file, label, suggested_split and person or identity_group; reals only.
+def read_index(index: Path, *, splits: tuple[str, ...] = ("train", "val", "test")) -> list[Entry]:
+    """Read the reals of an index.csv with columns file, label, suggested_split, person or identity_group, video_group.
 
     Args:
         index: the CSV file; its `file` column is relative to the CSV's folder or to that folder's parent.
-        split_names: renames splits, such as {"validation": "val"}.
+        splits: rows of other splits are left out.
     """
     entries = []
     with index.open(newline="") as handle:
         for line, row in enumerate(csv.DictReader(handle), start=2):
             try:
-                if row["label"] != "real":
+                split = row["suggested_split"]
+                if row["label"] != "real" or split not in splits:
                     continue
                 path = index.parent / row["file"]
                 if not path.is_file():
                     path = index.parent.parent / row["file"]
                 if not path.is_file():
                     raise DataError(f"{index}:{line}: no file {row['file']}")
-                split = (split_names or {}).get(row["suggested_split"], row["suggested_split"])
                 source = row.get("source") or Path(row["file"]).parent.name
                 person = row.get("person") or row.get("identity_group") or ""
                 # files whose person is not known are one person each
                 identity = f"{source}:{person}" if person else f"{source}:{path.stem}"
             except KeyError as error:
                 raise DataError(f"{index}: no column {error}; it has {list(row)}") from error
-            entries.append(Entry(path, identity, split, source))
+            clip = f"{source}:{row.get('video_group') or path.stem}"
+            entries.append(Entry(path, identity, split, source, clip))
     return entries
-
-
-def read_list(listing: Path, *, root: Path, source: str, split: str) -> list[Entry]:
-    """Read a text file of relative image paths, each its own identity group by its file's stem without digits."""
-    paths = [root / line for line in listing.read_text().split("\n") if line.strip()]
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise DataError(f"{listing}: {len(missing)} files are missing, the first is {missing[0]}")
-    return [Entry(p, f"{source}:{p.stem.rstrip('0123456789_')}", split, source) for p in paths]
 
 
 def _frames(path: Path, per_video: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -149,7 +144,7 @@ def _cut(image: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
 def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int = 24) -> FacePack:
     """Detect, cut and store the largest face of every image and of `per_video` frames of every video.
 
-    Images without a face are counted in `names.json`'s sibling `skipped.txt`, one path a line.
+    Pictures without a face are listed in the folder's `skipped.txt`, one path a line.
 
     Args:
         entries: what to pack.
@@ -173,6 +168,7 @@ def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int =
         raise DataError("no face was found in any entry")
     identities = sorted({e.identity for e in rows})
     sources = sorted({e.source for e in rows})
+    clips = sorted({e.clip for e in rows})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
@@ -181,9 +177,20 @@ def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int =
         face_px=np.asarray(face_px, np.float32),
         identity=np.asarray([identities.index(e.identity) for e in rows]),
         source=np.asarray([sources.index(e.source) for e in rows]),
+        clip=np.asarray([clips.index(e.clip) for e in rows]),
         split=np.asarray([e.split for e in rows]),
     )
-    (folder / "names.json").write_text(json.dumps({"identities": identities, "sources": sources}))
+    (folder / "names.json").write_text(json.dumps({"identities": identities, "sources": sources, "clips": clips}))
     (folder / "skipped.txt").write_text("\n".join(skipped))
     np.save(folder / "images.npy", np.asarray(images))
     return FacePack.load(folder)
+
+
+def main(indices: list[Path], output: Path, *, splits: str = "train,val,test", per_video: int = 24) -> int:
+    """Run `fastdetect data pack`; returns the exit code."""
+    entries = [entry for index in indices for entry in read_index(index, splits=tuple(splits.split(",")))]
+    pack = build_pack(entries, output, per_video=per_video)
+    skipped = (output / "skipped.txt").read_text().split()
+    print(f"{output}: {len(pack)} faces of {len(pack.identities)} persons from {len(entries)} files")
+    print(f"{len(skipped)} pictures without a face, listed in {output / 'skipped.txt'}" if skipped else "none skipped")
+    return 0

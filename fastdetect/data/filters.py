@@ -70,6 +70,23 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
+def smooth(images: Tensor, sigma: Tensor, tolerance: Tensor) -> Tensor:
+    """Blur by `sigma` pixels where that changes little (against `tolerance`): texture goes, edges stay, as a
+    generator's faces look."""
+    blurred = separable(images, blur_matrix(sigma, images.shape[-1]))
+    change = (images - blurred) / tolerance[:, None, None, None]
+    return images + torch.exp(-change.square().mean(1, keepdim=True)) * (blurred - images)
+
+
+def upsampled(images: Tensor, factor: Tensor, ripple: Tensor) -> Tensor:
+    """Shrink by `factor` and grow back with weights that alternate by `ripple` from pixel to pixel, as transposed
+    convolutions grow pictures."""
+    size = images.shape[-1]
+    matrices = resample_matrix(factor, size)
+    sign = 1 - 2 * (torch.arange(size, device=images.device) % 2).to(images.dtype)
+    return separable(images, matrices * (1 + ripple[:, None, None] * sign[:, None])).clamp(0, 1)
+
+
 def sharpen(images: Tensor, amount: Tensor, sigma: Tensor) -> Tensor:
     """Unsharp mask: adds `amount` times what a blur of `sigma` takes away."""
     blurred = separable(images, blur_matrix(sigma, images.shape[-1]))

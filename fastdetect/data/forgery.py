@@ -21,7 +21,7 @@ from fastdetect.data.face_shape import (
 )
 from fastdetect.errors import ShapeError, UsageError
 
-KINDS = ("self_blend", "swap", "regenerated")
+KINDS = ("self_blend", "swap", "regenerated", "resynthesis")
 _MASK_SIZE = 64  # masks are soft: drawn coarse, then enlarged
 
 
@@ -31,12 +31,13 @@ class ForgeryConfig:
 
     Args:
         kinds: weights of `KINDS`: the face pasted onto itself after changes; another person's face; the face as an
-            inpainting model redraws it (falls to self-blends where no `redraw` is given).
+            inpainting model redraws it (falls to self-blends where no `redraw` is given); the whole picture warped,
+            smoothed and upsampled, as models that draw every pixel leave it.
         regions: weights of `REGIONS`, the part of the face that is replaced.
         difficulty: 0 = full opacity and large mismatches, 1 = down to faint ones.
     """
 
-    kinds: tuple[float, ...] = (0.45, 0.35, 0.2)
+    kinds: tuple[float, ...] = (0.35, 0.3, 0.15, 0.2)
     regions: tuple[float, ...] = (0.32, 0.1, 0.14, 0.12, 0.08, 0.04, 0.1, 0.1)
     difficulty: float = 1.0
 
@@ -153,6 +154,25 @@ def mismatch(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
     return filters.apply_to(dice.chance(0.3), x, filters.jpeg, dice.uniform(25, 90).round())
 
 
+def resynthesis(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
+    """Leave the traces of a model that draws the whole picture: uneven warps, lost texture, upsampling, sharpening."""
+    size = images.shape[-1]
+    least = 1.0 - 0.8 * difficulty
+    strength = least + (1 - least) * dice.uniform(0, 1)
+    same = torch.eye(2, 3, device=images.device).expand(dice.batch, -1, -1)
+    flow = filters.smooth_field((dice.batch, 2, size, size), 6, dice.generator, dice.device)
+    flow = flow * (strength * dice.uniform(0, 0.03 * size) * dice.chance(0.6))[:, None, None, None]
+    x = filters.sample(images, same, size, flow)
+    smoothing = dice.chance(0.7)
+    x = filters.apply_to(smoothing, x, filters.smooth, dice.uniform(1.0, 3.0), strength * dice.uniform(0.02, 0.1))
+    grown = dice.chance(0.6) | ~smoothing
+    ripple = torch.where(dice.chance(0.5), strength * dice.uniform(0.0, 0.04), torch.zeros_like(strength))
+    x = filters.apply_to(grown, x, filters.upsampled, 1 + strength * dice.uniform(0.2, 1.5), ripple)
+    return filters.apply_to(
+        dice.chance(0.4), x, filters.sharpen, strength * dice.uniform(0.3, 1.5), dice.uniform(0.7, 2.0)
+    )
+
+
 def _jittered(maps: Tensor, size: int, amount: Tensor, dice: Dice) -> Tensor:
     """Compose affine maps [B,2,3] with a small random similarity about the centre of the output."""
     angle, zoom = amount * dice.normal(0.06), torch.exp(amount * dice.normal(0.05))
@@ -222,6 +242,12 @@ def forge(
         dice.chance(0.5 * config.difficulty), dice.uniform(0.4, 1.0), torch.ones(batch, device=images.device)
     )
     masks = masks * opacity[:, None, None, None]
+    drawn = torch.nonzero(kind == KINDS.index("resynthesis")).flatten()
+    if len(drawn):  # most of them whole, the others inside their region
+        rest = Dice(len(drawn), generator, images.device)
+        source = source.index_copy(0, drawn, resynthesis(images[drawn], config.difficulty, rest))
+        whole = rest.chance(0.75)[:, None, None, None]
+        masks = masks.index_copy(0, drawn, torch.where(whole, torch.ones_like(masks[drawn]), masks[drawn]))
     front, back = torch.where(inverted, images, source), torch.where(inverted, source, images)
     return Forged(torch.lerp(back, front, masks), masks, kind, region)
 

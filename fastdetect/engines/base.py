@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fastdetect.errors import ShapeError
+from fastdetect.models.checkpoint import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Engine(Protocol):
         name: runtime and version; device; precision: for the result row.
         image_size: side S of the crops in pixels.
         batch_size: crops of one pass of the model; fewer cost as much, because they are padded to it.
+        info: the model folder's config: preprocess contract, calibration, id, licence.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Engine(Protocol):
     precision: str
     image_size: int
     batch_size: int
+    info: ModelFolder
 
     def run(self, crops: np.ndarray) -> EngineOutput:
         """Score crops, uint8 RGB [B,S,S,3], B >= 0; a crop's scores do not depend on its batch."""

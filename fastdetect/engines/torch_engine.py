@@ -48,6 +48,7 @@ class TorchEngine:
             precision = "bf16" if where.type == "cuda" or cpu_has_amx() else "fp32"
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
         self._model = prepare(loaded, where, precision)
+        self.info = loaded.info
         self.name = f"torch-{torch.__version__.split('+')[0]}"
         self.device = str(where)
         self.precision: str = precision

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 
 from fastdetect import __version__
-from fastdetect.engines.torch_engine import Precision, TorchEngine
+from fastdetect.engines import Engine, load_engine
+from fastdetect.engines.torch_engine import Precision
 from fastdetect.errors import MediaError, UsageError
 from fastdetect.evaluation import metrics
 from fastdetect.evaluation.calibration import calibrate, check_fpr
@@ -21,7 +21,6 @@ from fastdetect.evaluation.index import REAL, Entry, read_index
 from fastdetect.evaluation.scoring import AGGREGATION, VideoScore, score_video
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.crop import MARGIN
-from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.video.sampling import SamplingPolicy
 
 
@@ -35,7 +34,7 @@ class EvaluateConfig(BaseModel):
         model: model folder or the name of a shipped model.
         split: rows of this split only; None takes all.
         sampling, max_seconds: which frames; calibrated thresholds hold for the policy they were fitted with.
-        device, precision, threads: how the model runs.
+        engine, device, precision, threads: how the model runs.
         output: folder for evaluation.json, evaluation.md and the resolved config.yaml.
         resamples, seed: of the bootstrap.
     """
@@ -47,6 +46,7 @@ class EvaluateConfig(BaseModel):
     split: str | None = "validation"
     sampling: str = "uniform:16"
     max_seconds: float | None = None
+    engine: str = "auto"
     device: str = "auto"
     precision: Precision = "auto"
     threads: int = 1
@@ -95,7 +95,7 @@ def report(
             e.name for e, s in zip(entries, scores, strict=True) if not isinstance(s, str) and s.margin is None
         ],
         "failed": {e.name: s for e, s in zip(entries, scores, strict=True) if isinstance(s, str)},
-        "mean_auc": _interval(metrics.mean_auc_interval(types, margins, groups, **options)),
+        "mean_auc": _interval(metrics.mean_auc_interval(types, margins, groups, resamples=resamples, seed=seed)),
         "overall": overall | {"auc": _interval(metrics.auc_interval(labels, margins, groups, **options))},
         "frame_auc": metrics.roc_auc(frame_labels, np.concatenate([s.face_margins for s in found])),
         "paired": _paired(kept, margins, np.ones(len(kept), bool)),
@@ -239,6 +239,7 @@ def evaluate_videos(
     *,
     policy: SamplingPolicy,
     max_seconds: float | None = None,
+    engine: str = "auto",
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 1,
@@ -252,40 +253,38 @@ def evaluate_videos(
         model: model folder or the name of a shipped model.
         entries: the videos.
         policy, max_seconds: which frames.
-        device, precision, threads: how the model runs; `threads` also decode and find faces.
+        engine, device, precision, threads: how the model runs; `threads` also decode and find faces.
         resamples, seed: of the bootstrap.
         progress: told one line per video.
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: no real or no fake could be scored.
     """
-    loaded = TwoBranchDetector.from_pretrained(model)
-    info, margin = loaded.info, contract_margin(loaded)
-    torch.set_num_threads(threads)
-    engine, detector = TorchEngine(loaded, device=device, precision=precision), CenterFaceDetector(threads=threads)
+    runtime = load_engine(model, engine=engine, device=device, precision=precision, threads=threads)
+    detector, margin, info = CenterFaceDetector(threads=threads), contract_margin(runtime), runtime.info
 
     def score(entry: Entry) -> VideoScore:
-        return score_video(entry.path, engine, detector, policy, margin=margin, max_seconds=max_seconds)
+        return score_video(entry.path, runtime, detector, policy, margin=margin, max_seconds=max_seconds)
 
     scores = score_entries(entries, score, progress=progress)
-    engine.close()
+    runtime.close()
     result = report(entries, scores, info.calibration, resamples=resamples, seed=seed)
     about = {
         "model": info.model_id,
         "weights_sha256": info.weights_sha256,
         "sampling": str(policy),
         "aggregation": AGGREGATION,
-        "engine": engine.name,
-        "device": engine.device,
-        "precision": engine.precision,
+        "engine": runtime.name,
+        "device": runtime.device,
+        "precision": runtime.precision,
         "fastdetect": __version__,
     }
     return about | result
 
 
-def contract_margin(model: TwoBranchDetector) -> float:
+def contract_margin(engine: Engine) -> float:
     """The crop margin of a model's preprocess contract."""
-    return model.info.preprocess.margin if model.info.preprocess else MARGIN
+    return engine.info.preprocess.margin if engine.info.preprocess else MARGIN
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> EvaluateConfig:

@@ -120,7 +120,7 @@ def extract_faces(
     clip = decode(path, policy, max_seconds=max_seconds, threads=threads)
     frames = [frame.rgb for frame in clip.frames]
     times = [frame.time_s for frame in clip.frames]
-    tracks = track(detector.detect(frames), times, (clip.info.width, clip.info.height))
+    tracks = track(detector.detect(frames), times, (clip.info.width, clip.info.height), frames=frames)
     found = [
         TrackFaces(
             frames=list(person.frames),

@@ -18,9 +18,7 @@ def crop_square(box: Sequence[float], margin: float = MARGIN) -> tuple[int, int,
     """
     x0, y0, x1, y1 = (float(v) for v in box)
     if not (np.isfinite([x0, y0, x1, y1, margin]).all() and x1 > x0 and y1 > y0 and margin > 0):
-        raise ShapeError(
-            f"box {tuple(box)} with margin {margin}; wanted finite x0 < x1, y0 < y1 and margin > 0"
-        )
+        raise ShapeError(f"box {tuple(box)} with margin {margin}; wanted finite x0 < x1, y0 < y1 and margin > 0")
     side = max(1, int(np.floor(margin * max(x1 - x0, y1 - y0) + 0.5)))
     corner = np.floor([(x0 + x1 - side) / 2 + 0.5, (y0 + y1 - side) / 2 + 0.5])
     return int(corner[0]), int(corner[1]), side
@@ -58,5 +56,5 @@ def crop_face(frame: np.ndarray, box: Sequence[float], *, size: int, margin: flo
     if any(overrun):
         patch = cv2.copyMakeBorder(patch, *overrun, borderType=cv2.BORDER_REPLICATE)
     if side == size:
-        return np.ascontiguousarray(patch) if patch.base is None else patch.copy()
+        return np.array(patch, order="C")
     return cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)

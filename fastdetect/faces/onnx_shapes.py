@@ -1,4 +1,4 @@
-"""Gives the inputs of an ONNX file free sizes, by rewriting its graph signature on the wire, without the onnx package."""
+"""Frees the input sizes of an ONNX file: rewrites its graph's signature on the wire, without the onnx package."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -51,8 +51,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
 def _float_value(name: str, dims: Sequence[int | str]) -> bytes:
     """A ValueInfoProto: a float tensor whose str dimensions are free."""
     shape = b"".join(
-        _message(1, _message(2, dim.encode()) if isinstance(dim, str) else b"\x08" + _varint(dim))
-        for dim in dims
+        _message(1, _message(2, dim.encode()) if isinstance(dim, str) else b"\x08" + _varint(dim)) for dim in dims
     )
     return _message(1, name.encode()) + _message(2, _message(1, b"\x08\x01" + _message(2, shape)))
 

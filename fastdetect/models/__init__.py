@@ -2,7 +2,7 @@
 
 from fastdetect.models.detector import DetectorConfig, DetectorOutput, TwoBranchDetector
 from fastdetect.models.inpainting import Inpainted, inpaint
-from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig, masked_mse
+from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig
 
 __all__ = [
     "DetectorConfig",
@@ -12,5 +12,4 @@ __all__ = [
     "MaskedImageModelConfig",
     "TwoBranchDetector",
     "inpaint",
-    "masked_mse",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models.masked_image_model import MaskedImageModel, patchify, unpatchify
+from fastdetect.ops import patch_residual
 
 # Rows of one pass of the model: under 64 small matrices dominate, over it activations leave the CPU's caches.
 ROWS = {"cpu": 64, "cuda": 2048}
@@ -145,29 +146,9 @@ def inpaint(
     if protocol.startswith("sparse"):
         total /= layout.blocks - 1
     covered = ((layout.block_of >= 0) & selected[layout.block_of]).to(images.device)
-    residual, scores = patch_residual(total, images, covered, patch_size=config.patch_size, gain=gain)
+    residual, scores = patch_residual(total[None], images, covered[None], patch_size=config.patch_size, gain=gain)
     filled = torch.where(covered[:, None], total, patches)
     return Inpainted(unpatchify(filled, config.patch_size, config.grid), covered, residual, scores)
-
-
-def patch_residual(
-    pred: Tensor, images: Tensor, mask: Tensor, *, patch_size: int, gain: float
-) -> tuple[Tensor, Tensor]:
-    """Return what the prediction missed, as an image and as one number per patch.
-
-    Args:
-        pred: [B,L,P*P*C] predicted patches.
-        images: [B,C,H,W] float in [0,1].
-        mask: [L] or [B,L] bool, True = inpainted; the results are zero elsewhere.
-        gain: factor on the signed difference.
-    Returns:
-        residual [B,C,H,W] = clamp(gain*(pred - image), -1, 1) [paper];
-        scores [B,L] = mean over the patch of (pred - image)^2 [ours]. At least fp32.
-    """
-    wide = torch.promote_types(pred.dtype, torch.float32)
-    grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-    difference = (pred.to(wide) - patchify(images.to(wide), patch_size)) * mask[..., None]
-    return unpatchify((gain * difference).clamp(-1, 1), patch_size, grid), difference.square().mean(-1)
 
 
 def check_blocks(layout: Plan, blocks: Tensor | None) -> Tensor:

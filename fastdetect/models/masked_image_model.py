@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models.checkpoint import ModelFolder, read_folder, write_folder
+from fastdetect.ops import masked_patch_loss
 
 
 class MaskedImageModelConfig(BaseModel):
@@ -112,29 +113,6 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     p, (h, w) = patch_size, grid
     x = patches.reshape(patches.shape[0], h, w, p, p, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, h * p, w * p)
-
-
-def masked_mse(
-    pred: Tensor, images: Tensor, mask: Tensor, *, patch_size: int, norm_pix: bool = False, eps: float = 1e-6
-) -> Tensor:
-    """Mean squared error over the removed patches: MAE's `forward_loss` [paper].
-
-    Args:
-        pred: [B,L,P*P*C] predicted patches.
-        images: [B,C,H,W] float in [0,1].
-        mask: [B,L] or [L], 1 = removed; at least one patch removed.
-        norm_pix: standardise each target patch with its mean and unbiased variance.
-    Returns:
-        scalar, fp32 (float64 for float64 inputs): sum(e*mask)/sum(mask), e = mean over the patch.
-    """
-    wide = torch.promote_types(pred.dtype, torch.float32)
-    target = patchify(images.to(wide), patch_size)
-    if norm_pix:
-        mean = target.mean(-1, keepdim=True)
-        target = (target - mean) / (target.var(-1, keepdim=True) + eps).sqrt()
-    error = (pred.to(wide) - target).square().mean(-1)
-    weight = mask.to(wide).expand_as(error)
-    return (error * weight).sum() / weight.sum()
 
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
@@ -237,7 +215,8 @@ class MaskedImageModel(nn.Module):
         """Return the mean squared error of the removed patches (scalar, fp32); arguments as `forward`."""
         pred = self(images, mask)
         config = self.config
-        return masked_mse(pred, images, mask, patch_size=config.patch_size, norm_pix=config.norm_pix_loss)
+        rows = mask.expand(pred.shape[:2])
+        return masked_patch_loss(pred, images, rows, patch_size=config.patch_size, norm_pix=config.norm_pix_loss)
 
     def predict(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the removed patches of every image under every mask; only they are decoded to pixels.

@@ -72,13 +72,9 @@ class FaceBatcher(Generic[Owner]):
             if not room:
                 break
         start = time.perf_counter()
-        out = self.engine.run(
-            np.concatenate([entry.crops[entry.sent : entry.sent + n] for entry, n in parts])
-        )
+        out = self.engine.run(np.concatenate([entry.crops[entry.sent : entry.sent + n] for entry, n in parts]))
         share = (time.perf_counter() - start) / (self.batch - room)
-        margins = np.stack(
-            [x[:, 1] - x[:, 0] for x in (out.logits, out.image_logits, out.residual_logits)], axis=1
-        )
+        margins = np.stack([x[:, 1] - x[:, 0] for x in (out.logits, out.image_logits, out.residual_logits)], axis=1)
         first = 0
         for entry, count in parts:
             entry.margins.append(margins[first : first + count])

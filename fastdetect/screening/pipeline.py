@@ -25,9 +25,7 @@ from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
 
 MEDIA_FACES = 8  # crops kept per person for the report
 _HASH_BYTES = 2**30  # a second or two: this process has better things to do than to hash more
-_IDLE_S = (
-    0.25  # without news for this long a batch that is not full is run: rows should not wait for a slow file
-)
+_IDLE_S = 0.25  # without news for this long a batch that is not full is run: rows should not wait for a slow file
 
 
 class Screener:
@@ -175,9 +173,7 @@ def default_workers() -> int:
 def _extracted(result: JobResult) -> Extracted:
     if result.error is None:
         return result.value
-    error = (
-        result.error if isinstance(result.error, MediaError) else MediaError(Reason.CRASH, str(result.error))
-    )
+    error = result.error if isinstance(result.error, MediaError) else MediaError(Reason.CRASH, str(result.error))
     lost = Extracted(result.job, error=error)
     lost.bytes, lost.mtime_ns = file_key(Path(result.job))
     if lost.bytes is not None and lost.bytes <= _HASH_BYTES:

@@ -117,9 +117,7 @@ def _without_faces(row: Row) -> Row:
     return row.model_copy(update={"tracks": [t.model_copy(update={"faces": []}) for t in row.tracks]})
 
 
-def _files(
-    ordered: Sequence[Row], pictured: set[int], media: Path | None, top: float
-) -> Iterator[dict[str, Any]]:
+def _files(ordered: Sequence[Row], pictured: set[int], media: Path | None, top: float) -> Iterator[dict[str, Any]]:
     """What the template shows of each file, one at a time: only one file's pictures are in memory."""
     for i, row in enumerate(ordered):
         folder = media if i in pictured else None

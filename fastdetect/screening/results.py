@@ -46,9 +46,7 @@ class FaceRow(_Model):
 
     frame: int = Field(description="index of the frame in display order, from 0")
     time_s: float = Field(description="seconds from the stream's first frame")
-    box: tuple[float, float, float, float] = Field(
-        description="x0, y0, x1, y1, pixels of the displayed frame"
-    )
+    box: tuple[float, float, float, float] = Field(description="x0, y0, x1, y1, pixels of the displayed frame")
     detection: float = Field(description="the face detector's confidence, 0 to 1")
     face_px: float = Field(description="longer side of the box, pixels")
     sharpness: float

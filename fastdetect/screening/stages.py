@@ -105,19 +105,20 @@ class Extractor:
             clip.method,
         )
         done.frames_sampled, done.frames_decoded = len(clip.frames), clip.frames_decoded
+        pictures = [frame.rgb for frame in clip.frames]
         with _timed(done, "detect"):
-            faces = self.detector.detect([frame.rgb for frame in clip.frames])
+            faces = self.detector.detect(pictures)
         done.faces_found = sum(map(len, faces))
         with _timed(done, "track"):
             times = [frame.time_s for frame in clip.frames]
-            tracks = self._choose(track(faces, times, (clip.info.width, clip.info.height)))
+            found = track(faces, times, (clip.info.width, clip.info.height), frames=pictures)
+            tracks = self._choose(found)
         with _timed(done, "crop"):
             self._cut(done, clip.frames, tracks)
 
     def _choose(self, tracks: list[Track]) -> list[Track]:
         """The people to score: most face area first, thinned so that a crowd costs no more than max_faces."""
-        ordered = sorted(tracks, key=lambda t: (-sum(_area(face.box) for face in t.faces), t.id))
-        chosen = ordered[: 1 if self.settings.largest_only else self.settings.max_people]
+        chosen = tracks[: 1 if self.settings.largest_only else self.settings.max_people]
         total = sum(len(t.faces) for t in chosen)
         if total > self.settings.max_faces:
             share = self.settings.max_faces / total
@@ -147,10 +148,6 @@ def file_sha256(path: str) -> str:
     """The hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 @contextmanager

@@ -78,9 +78,7 @@ class ResultStore:
         known = self.folder / "identity.json"
         if self.path.stat().st_size:
             if not resume:
-                raise UsageError(
-                    f"{self.path} already has rows; --resume goes on with them, or give another --output"
-                )
+                raise UsageError(f"{self.path} already has rows; --resume goes on with them, or give another --output")
             self._check_identity(known)
             self._index()
         known.write_text(json.dumps(self.identity, indent=2) + "\n", "utf-8")
@@ -109,9 +107,7 @@ class ResultStore:
         try:
             return Row.model_validate_json(line)
         except ValidationError as error:
-            raise DataError(
-                f"{self.path}, line {number}: not a row of schema 1: {error.errors()[0]}"
-            ) from error
+            raise DataError(f"{self.path}, line {number}: not a row of schema 1: {error.errors()[0]}") from error
 
     def _remember(self, row: Row, offset: int) -> None:
         self._offsets[row.path] = offset

@@ -148,8 +148,8 @@ def _table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     table.add_column("verdict", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("file", overflow="fold", ratio=2)
-    table.add_column("why", overflow="fold", ratio=3)
+    table.add_column("file", overflow="fold")
+    table.add_column("why", overflow="fold")
     for row in rows:
         name = outcome(row)
         why = row.message if name == "failed" and row.message else reason_text(row)

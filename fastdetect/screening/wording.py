@@ -59,9 +59,7 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c.encode("unicode_escape").decode()
-        if unicodedata.category(c) in _SPOOFING and c not in _JOINERS
-        else c
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _SPOOFING and c not in _JOINERS else c
         for c in text
     )
 
@@ -124,8 +122,7 @@ def verdict_meanings(thresholds: Sequence[ThresholdRow]) -> dict[str, str]:
         if line.fpr is None:
             return start + "the threshold was set by hand, how many authentic videos reach it is unknown"
         return (
-            f"{start}about {percent(line.fpr)} of authentic videos like those of the calibration set "
-            "get this far too"
+            f"{start}about {percent(line.fpr)} of authentic videos like those of the calibration set get this far too"
         )
 
     return {

@@ -41,6 +41,7 @@ class TrainConfig(BaseModel):
         mim: folder of the pretrained masked image model; needed with `residual` unless `init` has it.
         image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights.
         residual: train both branches; without it only the image branch and its head (a first stage).
+        freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
         freeze_stages: stages of the image backbone, stem included, that stay as they are.
         redraw: share of fakes whose face the masked image model has drawn again.
         steps, minutes: the budget, one of them. `minutes` counts the time spent in this run.
@@ -64,6 +65,7 @@ class TrainConfig(BaseModel):
     mim: Path | None = None
     image_weights: str | None = "efficientnet-lite0"
     residual: bool = True
+    freeze_image: bool = False
     freeze_stages: int = Field(default=0, ge=0)
     redraw: float = Field(default=0.2, ge=0, le=1)
     steps: int | None = Field(default=None, gt=0)
@@ -93,6 +95,9 @@ def build(config: TrainConfig) -> TwoBranchDetector:
         model = TwoBranchDetector(config.detector)
         model.image_branch.load_state_dict(started.image_branch.state_dict())
         model.image_head.load_state_dict(started.image_head.state_dict())
+        with torch.no_grad():  # the fused head starts as the image branch's
+            model.head.weight.zero_()[:, : model.image_branch.features] = started.image_head.weight
+            model.head.bias.copy_(started.image_head.bias)
         if config.detector.mim == started.config.mim:
             model.mim.load_state_dict(started.mim.state_dict())
     else:
@@ -153,7 +158,7 @@ def validate(model: TwoBranchDetector, source: PairSource, config: TrainConfig, 
     model.eval()
     scores, labels = [], []
     for number in range(batches):
-        made = source.batch(24, batch_seed(7, number), ForgeryConfig(kinds=(0.5, 0.5, 0.0)))
+        made = source.batch(24, batch_seed(7, number), ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25)))
         for images, label in ((made.real, 0), (made.fake, 1)):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision != "fp32"):
                 scores.append(margins(model, images, residual=config.residual).cpu())
@@ -179,6 +184,8 @@ def train(config: TrainConfig, console: Console) -> Path:
         depthwise_in_float32(model)
     model.requires_grad_(True).mim.requires_grad_(False)
     frozen = frozen_stages(model.image_branch.net, config.freeze_stages)
+    if config.freeze_image:
+        frozen = [model.image_branch, model.image_head]
     for stage in frozen:
         stage.requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -200,7 +207,7 @@ def train(config: TrainConfig, console: Console) -> Path:
         share = budget.share(number)
         easy = min(1.0, share / config.easy_until) if config.easy_until else 1.0
         rest = 1 - config.redraw if redraw else 1.0
-        return ForgeryConfig(kinds=(0.55 * rest, 0.45 * rest, 1 - rest), difficulty=0.2 + 0.8 * easy)
+        return ForgeryConfig(kinds=(0.4 * rest, 0.33 * rest, 1 - rest, 0.27 * rest), difficulty=0.2 + 0.8 * easy)
 
     stream = PairStream(source, config.pairs, seed=config.seed, start=step, config=fakes)
     loader = iter(

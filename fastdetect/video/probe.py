@@ -30,6 +30,7 @@ _IMAGE_FORMATS = (
     "image2,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pam_pipe,pbm_pipe,j2k_pipe,jpegls_pipe,"
     "jpegxl_pipe,qoi_pipe,dpx_pipe,exr_pipe,hdr_pipe,psd_pipe,sgi_pipe,sunrast_pipe,pcx_pipe,gif_pipe,dds_pipe,ico"
 )
+CLOCKED_FORMATS = ("matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2")  # declare their length; others guess
 _FORMATS = f"{_VIDEO_FORMATS},{_AUDIO_FORMATS},{_IMAGE_FORMATS}"
 _STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1"})  # image files inside an MP4 box structure
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]", b"v=0\n", b"v=0\r")
@@ -277,7 +278,8 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
         if not codec.width:
             _check_hidden_size(path, limits)
         duration = _declared_duration(container, stream)
-        limits.check("max_duration_s", duration or 0.0, "declared duration in seconds")
+        if container.format.name in CLOCKED_FORMATS:
+            limits.check("max_duration_s", duration or 0.0, "declared duration in seconds")
         limits.check("max_frames", stream.frames, "declared number of frames")
         set_up_decoder(stream, limits)
         frame = first_frame(container, stream, path)

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from fastdetect.engines import EngineOutput, TorchEngine
+from fastdetect.engines import EngineOutput, TorchEngine, load_engine
 from fastdetect.engines.torch_engine import fold_batch_norm
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models import DetectorConfig, TwoBranchDetector
@@ -116,6 +116,23 @@ def test_bad_input_is_named(model: TwoBranchDetector) -> None:
     for device in ("cuda:99", "abacus"):
         with pytest.raises(UsageError, match="use 'cpu'"):
             TorchEngine(model, device=device)
+
+
+def test_load_engine_sets_threads_and_carries_the_folders_config(model: TwoBranchDetector, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "m", calibration={"id": "abc"}, model_id="m-1")
+    threads = torch.get_num_threads()
+    try:
+        engine = load_engine(str(tmp_path / "m"), device="cpu", precision="fp32", threads=1, batch_size=2)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert (engine.info.model_id, engine.info.calibration) == ("m-1", {"id": "abc"})
+    assert (engine.device, engine.precision, engine.image_size, engine.batch_size) == ("cpu", "fp32", 160, 2)
+    engine.close()
+    with pytest.raises(UsageError, match="tensorflow"):
+        load_engine(str(tmp_path / "m"), engine="tensorflow")
+    with pytest.raises(UsageError, match="threads"):
+        load_engine(str(tmp_path / "m"), threads=0)
 
 
 @pytest.mark.gpu

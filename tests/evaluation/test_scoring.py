@@ -12,7 +12,9 @@ import pytest
 from fastdetect.evaluation import protocol, scoring
 from fastdetect.evaluation.index import COLUMNS
 from fastdetect.evaluation.scoring import Gate, TrackFaces, VideoFaces, aggregate
+from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.video.sampling import SamplingPolicy
 
 
 def faces(*usable: list[bool], sampled: int = 16, is_image: bool = False) -> VideoFaces:
@@ -63,7 +65,8 @@ def test_the_rules_are_those_of_the_verdict() -> None:
                 margin=None,
                 faces=[
                     results.FaceRow(
-                        frame=j, time_s=0, box=(0, 0, 9, 9), detection=1, face_px=90, sharpness=9, brightness=0.5,
+                        frame=j, time_s=0, box=(0, 0, 9, 9), detection=1, face_px=90 if u else 5, sharpness=9,
+                        brightness=0.5,
                         usable=bool(u), margin=m, image_margin=m, residual_margin=m, score=None,
                     )
                     for j, (m, u) in enumerate(zip(values, mask, strict=True))
@@ -77,6 +80,34 @@ def test_the_rules_are_those_of_the_verdict() -> None:
             margins,
         )
         assert mine.margin == pytest.approx(judged.margin)
+
+
+def test_faces_are_those_of_screening(tmp_path: Path) -> None:
+    """Evaluation and screening cut the same crops out of a file, in the same tracks."""
+    data = pytest.importorskip("skimage.data")
+    config, stages = (pytest.importorskip(f"fastdetect.screening.{name}") for name in ("config", "stages"))
+    write_video(tmp_path / "clip.mp4", data.astronaut(), 12)
+    detection = config.ScreenConfig().detection
+    settings = stages.StageSettings(
+        sampling="uniform:4",
+        max_seconds=None,
+        largest_only=False,
+        detect_side=detection.side,
+        detect_score=detection.score,
+        max_people=detection.max_people,
+        max_faces=detection.max_faces,
+        crop_size=96,
+        crop_margin=1.3,
+    )
+    screened = stages.Extractor(settings)(str(tmp_path / "clip.mp4"))
+    mine = scoring.extract_faces(
+        tmp_path / "clip.mp4",
+        CenterFaceDetector(),
+        SamplingPolicy.parse("uniform:4"),
+        crops={"model": scoring.contract_crop(96)},
+    )
+    assert [len(t.frames) for t in mine.tracks] == [len(t) for t in screened.tracks]
+    np.testing.assert_array_equal(np.concatenate([t.crops["model"] for t in mine.tracks]), screened.crops)
 
 
 def write_video(path: Path, picture: np.ndarray, frames: int) -> None:
@@ -133,4 +164,4 @@ def test_evaluate_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "tint, red" in (out / "evaluation.md").read_text()
     assert "sampling: uniform:4" in (out / "config.yaml").read_text()
     assert "mean of types" in capsys.readouterr().out
-    assert scoring.AGGREGATION == result["aggregation"]
+    assert result["aggregation"] == scoring.AGGREGATION

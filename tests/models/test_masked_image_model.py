@@ -8,11 +8,11 @@ from fastdetect.models.checkpoint import load_state
 from fastdetect.models.masked_image_model import (
     MaskedImageModel,
     MaskedImageModelConfig,
-    masked_mse,
     patchify,
     sincos_positions,
     unpatchify,
 )
+from fastdetect.ops import masked_patch_loss
 
 # H != W: 3 x 5 patches of 8 px.
 TINY = MaskedImageModelConfig(
@@ -97,7 +97,7 @@ def test_loss_is_maes_forward_loss(norm_pix: bool, images: Tensor) -> None:
         target = (target - mean) / (var + 1.0e-6) ** 0.5
     error = ((pred - target) ** 2).mean(dim=-1)
     official = (error * mask).sum() / mask.sum()
-    ours = masked_mse(pred, images, mask, patch_size=8, norm_pix=norm_pix)
+    ours = masked_patch_loss(pred, images, mask, patch_size=8, norm_pix=norm_pix)
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours, official, rtol=1e-13, atol=0)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from screen_clips import write_clip
 
@@ -36,7 +37,7 @@ def start(folder: Path, out: Path, model: Path, *options: str) -> subprocess.Pop
         "--model",
         str(model),
     ]
-    options = ("--workers", "1", "--precision", "fp32", "--set", "detection.side=256", *options)
+    options = ("--workers", "1", "--precision", "fp32", "--set", "detection.side=192", *options)
     # Its own process group, as a terminal gives it: so the signal of Ctrl-C reaches the workers too.
     return subprocess.Popen(
         [*command, *options],
@@ -64,30 +65,19 @@ def rows(out: Path) -> dict[str, dict]:
     return named
 
 
-def children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def test_after_kill_9_nothing_is_lost_and_nothing_twice(folder: Path, tmp_path: Path, model_folder: Path) -> None:
     out = tmp_path / "out"
     process = start(folder, out, model_folder)
     wait_for_rows(out, 2, process)
-    workers = children(process.pid)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     before = (out / "results.jsonl").read_bytes()
     done = before.count(b"\n")
     assert 2 <= done < FILES
     assert workers
-    time.sleep(1)
-    assert all(map(gone, workers)), "a worker outlived its run"
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "a worker outlived its run"
     with (out / "results.jsonl").open("ab") as file:  # a kill in the middle of a write
         file.write(b'{"schema_version":1,"path":"/half')
 

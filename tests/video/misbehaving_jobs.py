@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def unpicklable(_):
 def settings(_):
     import resource
 
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "data": resource.getrlimit(resource.RLIMIT_DATA)[0],

@@ -11,12 +11,13 @@
   const order = ["manipulated", "suspicious", "inconclusive", "authentic", "failed"];
   const number = (text) => (text === "" ? null : Number(text));
 
-  const files = [...table.tBodies].map((body, index) => {
-    const [file, more] = body.rows;
+  const files = Array.from(table.querySelectorAll("tbody"), (body, index) => {
+    const file = body.firstElementChild, more = body.lastElementChild;
+    const [name, why] = [".name", ".why"].map((place) => file.querySelector(place).textContent.trim());
     return {
       body, file, more, index, words: file.textContent.toLowerCase(), details: more.querySelector("details"),
       verdict: order.indexOf(body.dataset.verdict), score: number(body.dataset.score),
-      name: file.cells[2].textContent.trim().toLowerCase(), why: file.cells[3].textContent.trim().toLowerCase(),
+      title: name, name: name.toLowerCase(), why: why.toLowerCase(),
       faces: number(body.dataset.faces), seconds: number(body.dataset.seconds),
     };
   });
@@ -31,8 +32,8 @@
     button.type = "button";
     button.className = "toggle";
     button.setAttribute("aria-controls", entry.details.id);
-    button.setAttribute("aria-label", "Details of " + entry.file.cells[2].textContent.trim());
-    entry.file.cells[0].firstElementChild.prepend(button);
+    button.setAttribute("aria-label", "Details of " + entry.title);
+    entry.file.firstElementChild.firstElementChild.prepend(button);
     entry.button = button;
     show(entry, entry.details.open);
   }
@@ -55,7 +56,7 @@
       return (x < y ? -sign : x > y ? sign : 0) || a.index - b.index;
     };
   }
-  const heads = [...table.tHead.rows[0].cells];
+  const heads = [...table.querySelectorAll("th")];
   for (const head of heads) {
     const button = document.createElement("button");
     button.type = "button";

@@ -1,0 +1,173 @@
+"""Pretraining and training for real, on a few pictures of one face: weights move, runs go on, models load."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fastdetect import config as configuration
+from fastdetect.data.face_pack import FacePack, build_pack, read_index
+from fastdetect.data.forgery import ForgeryConfig
+from fastdetect.data.pairs import PairSource
+from fastdetect.errors import CheckpointError, DataError, UsageError
+from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.masked_image_model import MaskedImageModel
+from fastdetect.training import pretrain, train
+from fastdetect.training.cpu import depthwise_in_float32
+from fastdetect.training.loop import Budget, cosine
+
+SMALL = {
+    "image_size": 112,
+    "image_backbone": "mobilenetv3_small_050",
+    "residual_backbone": "mobilenetv3_small_050",
+}
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A face pack of one portrait in six lights, each taken as a person of its own."""
+    data = pytest.importorskip("skimage.data")
+    folder = tmp_path_factory.mktemp("faces")
+    portrait = data.astronaut()[:300, 100:400]
+    with (folder / "index.csv").open("w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["file", "label", "person", "source", "suggested_split"])
+        for number in range(6):
+            light = np.clip(portrait * (0.7 + 0.1 * number), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / f"{number}.png"), light[..., ::-1])
+            table.writerow([f"{number}.png", "real", f"p{number}", "made", "val" if number == 5 else "train"])
+        table.writerow(["fake.png", "fake", "x", "made", "train"])
+    build_pack(read_index(folder / "index.csv"), folder / "pack")
+    return folder / "pack"
+
+
+@pytest.fixture(scope="session")
+def mim(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("mim")
+    assert pretrain.main(None, [f"packs=[{pack}]", f"output={output}", "steps=3", "batch=4", "workers=0"]) == 0
+    return output / "model"
+
+
+def options(pack: Path, output: Path, *more: str) -> list[str]:
+    base = [f"pack={pack}", f"output={output}", f"detector={json.dumps(SMALL)}", "pairs=2", "workers=0"]
+    return [*base, "image_weights=null", "steps=2", *more]
+
+
+def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
+    faces = FacePack.load(pack)
+    assert len(faces) == 6
+    assert list(faces.where("val")) == [5]
+    assert len(faces.identities) == 6
+    eyes, mouth = faces.landmarks[:, :2].mean(1), faces.landmarks[:, 3:].mean(1)
+    assert (mouth[:, 1] > eyes[:, 1] + 20).all()
+    assert (np.abs(faces.landmarks.mean(1) - 128) < 40).all()
+    with pytest.raises(DataError, match="no 'test' faces"):
+        faces.where("test")
+
+
+def test_missing_file_or_pack_is_an_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text("file,label,suggested_split\nnot-there.png,real,train\n")
+    with pytest.raises(DataError, match=r"not-there\.png"):
+        read_index(tmp_path / "index.csv")
+    with pytest.raises(DataError, match="fastdetect data pack"):
+        FacePack.load(tmp_path)
+
+
+def test_pairs_are_the_same_for_the_same_seed(pack: Path) -> None:
+    source = PairSource(FacePack.load(pack), "train", 112)
+    first, again, other = (source.batch(3, seed, ForgeryConfig()) for seed in (5, 5, 6))
+    assert torch.equal(first.real, again.real)
+    assert torch.equal(first.fake, again.fake)
+    assert not torch.equal(first.real, other.real)
+    assert first.real.shape == (3, 3, 112, 112)
+
+
+def test_pretraining_lowers_the_loss_and_goes_on(pack: Path, tmp_path: Path) -> None:
+    base = [f"packs=[{pack}]", f"output={tmp_path}", "batch=8", "workers=0", "base_lr=0.05", "ema=0"]
+    pretrain.main(None, [*base, "steps=4", "warmup=0"])
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    pretrain.main(None, [*base, "steps=14", "warmup=0", "resume=true"])
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (first["step"], last["step"]) == (4, 14)
+    assert last["val_loss"] < first["val_loss"]
+    MaskedImageModel.from_pretrained(tmp_path / "model")
+
+
+def test_training_in_two_stages(pack: Path, mim: Path, tmp_path: Path) -> None:
+    first = tmp_path / "image"
+    train.main(None, options(pack, first, "residual=false"))
+    second = tmp_path / "both"
+    assert train.main(None, options(pack, second, f"init={first / 'model'}", f"mim={mim}", "redraw=0.5")) == 0
+    model = TwoBranchDetector.from_pretrained(second / "model")
+    pretrained = MaskedImageModel.from_pretrained(mim).state_dict()
+    assert all(torch.equal(value, pretrained[key]) for key, value in model.mim.state_dict().items())
+    assert (second / "config.yaml").is_file()
+    again = configuration.load(train.TrainConfig, second / "config.yaml")
+    assert again.residual
+    out = model(torch.zeros(1, 3, 112, 112))
+    assert out.logits.shape == (1, 2)
+
+
+def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_path: Path) -> None:
+    train.main(None, options(pack, tmp_path, "residual=false"))
+    train.main(None, options(pack, tmp_path, "residual=false", "steps=3", "resume=true"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 3]
+    other = [o.replace("mobilenetv3_small_050", "mobilenetv3_small_075") for o in options(pack, tmp_path)]
+    with pytest.raises(CheckpointError, match="cannot go on"):
+        train.main(None, [*other, "residual=false", "resume=true"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["residual=true"], "needs `mim`"),
+        (["residual=false", "freeze_stages=2", 'detector={"image_backbone": "resnet10t"}'], "freeze_stages"),
+        (["residual=false", "minutes=1"], "one of them"),
+        (["residual=false", "lr=-1"], "lr"),
+        (["residual=false", "image_weights=other"], "efficientnet-lite0"),
+        (["residual=false", "nonsense=1"], "nonsense"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(pack: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train.main(None, options(pack, tmp_path, *more))
+
+
+def test_frozen_stages_stay_as_they_are(pack: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = configuration.load(train.TrainConfig, None, options(pack, tmp_path, "residual=false", "freeze_stages=2"))
+    before = train.build(config).image_branch.net
+    train.main(None, options(pack, tmp_path, "residual=false", "freeze_stages=2", "ema=0"))
+    after = TwoBranchDetector.from_pretrained(tmp_path / "model").image_branch.net
+    half = lambda x: x.half().float()  # noqa: E731  the checkpoint's storage type
+    assert torch.equal(after.conv_stem.weight, half(before.conv_stem.weight))
+    assert torch.equal(after.blocks[1][0].conv_pw.weight, half(before.blocks[1][0].conv_pw.weight))
+    assert not torch.equal(after.blocks[4][0].conv_pw.weight, half(before.blocks[4][0].conv_pw.weight))
+
+
+def test_depthwise_layers_give_the_same_in_float32_under_autocast() -> None:
+    import timm
+
+    net = timm.create_model("tf_efficientnet_lite0", num_classes=2).eval()
+    plain = net(images := torch.rand(1, 3, 64, 64))
+    keys = list(net.state_dict())
+    depthwise_in_float32(net)
+    assert list(net.state_dict()) == keys
+    torch.testing.assert_close(net(images), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (net(images).float() - plain).abs().max() < 0.05 * plain.abs().max()
+
+
+def test_budget_and_schedule() -> None:
+    assert Budget(10, None).share(5) == 0.5
+    assert Budget(10, None).spent(10)
+    with pytest.raises(UsageError, match="one of them"):
+        Budget(None, None)
+    assert cosine(0.0, 0.1) == 0
+    assert cosine(0.1, 0.1) == pytest.approx(1)
+    assert cosine(1.0, 0.1) == pytest.approx(0.01)
