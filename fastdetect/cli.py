@@ -159,6 +159,36 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     _configured(run, config, overrides)
 
 
+@app.command()
+def calibrate(
+    pack: Annotated[Path, typer.Argument(help="Face pack with held-out persons.")],
+    model: Annotated[Path, typer.Option(help="Model folder; its config.json gets the block.")],
+    splits: Annotated[str, typer.Option(help="Splits that training never saw.")] = "val,test",
+    sample: Annotated[str, typer.Option(metavar="POLICY", help="Policy that the thresholds are for.")] = "uniform:16",
+) -> None:
+    """Fit a model's probabilities and thresholds on held-out reals and fakes made from them."""
+    from fastdetect.evaluation.calibrate import main as run
+
+    raise typer.Exit(run(pack, model, splits=splits, sampling=sample))
+
+
+data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def pack(
+    indices: Annotated[list[Path], typer.Argument(help="index.csv files; their reals are packed.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pack goes.")],
+    splits: Annotated[str, typer.Option(help="Rows of other splits stay out.")] = "train,val,test",
+    per_video: Annotated[int, typer.Option(help="Frames of each video.")] = 24,
+) -> None:
+    """Cut the faces of a data set into one folder of arrays, as training reads them."""
+    from fastdetect.data.face_pack import main as run
+
+    raise typer.Exit(run(indices, output, splits=splits, per_video=per_video))
+
+
 def _configured(run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None) -> None:
     raise typer.Exit(run(config, overrides or []))
 

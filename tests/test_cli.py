@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import fastdetect
 from fastdetect.cli import app, main
+from fastdetect.errors import CheckpointError
 
 VERBS = ("screen", "demo", "doctor", "pretrain", "train", "evaluate")
 SCREEN = """
@@ -103,10 +104,17 @@ def test_an_unknown_option_or_verb_is_exit_code_2() -> None:
     assert call("nonsense").returncode == 2
 
 
-def test_a_model_that_is_not_there_is_exit_code_3_without_a_traceback(tmp_path: Path) -> None:
-    args = ("screen", tmp_path / "x.mp4", "-o", tmp_path / "out", "--model", tmp_path / "nothing")
-    ended = call(*args)
-    assert ended.returncode == 3
-    assert ended.stderr.count("\n") == 1
-    assert "nothing" in ended.stderr
-    assert "Traceback" in call("--debug", *args).stderr
+def test_a_model_that_is_not_there_is_exit_code_3_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = ["screen", str(tmp_path / "x.mp4"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "nothing")]
+    monkeypatch.setattr(sys, "argv", ["fastdetect", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    message = capsys.readouterr().err
+    assert ended.value.code == 3
+    assert message.count("\n") == 1
+    assert "nothing" in message
+    monkeypatch.setattr(sys, "argv", ["fastdetect", "--debug", *args])
+    with pytest.raises(CheckpointError):
+        main()

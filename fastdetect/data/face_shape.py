@@ -32,7 +32,8 @@ _NOSE = [
 _EYE = [(-0.63, -0.01), (-0.53, -0.04), (-0.40, -0.04), (-0.28, 0.01), (-0.39, 0.04), (-0.52, 0.04)]
 _MOUTH = [(-0.37, 1.00), (-0.25, 0.92), (-0.08, 0.87), (0, 0.89), (0.08, 0.87), (0.25, 0.92), (0.37, 1.00),
           (0.24, 1.11), (0.12, 1.17), (0, 1.18), (-0.12, 1.17), (-0.24, 1.11),
-          (-0.34, 1.00), (-0.11, 0.97), (0, 0.97), (0.11, 0.97), (0.34, 1.00), (0.11, 1.04), (0, 1.05), (-0.11, 1.04)]  # fmt: skip
+          (-0.34, 1.00), (-0.11, 0.97), (0, 0.97), (0.11, 0.97),
+          (0.34, 1.00), (0.11, 1.04), (0, 1.05), (-0.11, 1.04)]  # fmt: skip
 
 
 def _mirror(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -61,7 +62,7 @@ REGIONS = ("face", "forehead", "lower", "mouth", "eyes", "nose", "box", "blob")
 
 
 def affine_between(source: Tensor, target: Tensor) -> Tensor:
-    """Return the least-squares affine maps [B,2,3] that take points `source` [B,N,2] to `target` [B,N,2], N >= 3."""
+    """Return the least-squares affine maps [B,2,3] from points `source` to `target`, both [B,N,2] with N >= 3."""
     if source.shape != target.shape or source.dim() != 3 or source.shape[1] < 3 or source.shape[2] != 2:
         raise ShapeError(f"points are {list(source.shape)} and {list(target.shape)}; wanted equal [B, N >= 3, 2]")
     ones = torch.ones_like(source[..., :1])

@@ -209,7 +209,8 @@ def forge(
     batch, size = len(images), images.shape[-1]
     if images.dim() != 4 or images.shape[1:] != (3, size, size) or size % 16 or landmarks.shape != (batch, 5, 2):
         raise ShapeError(
-            f"images {list(images.shape)}, landmarks {list(landmarks.shape)}; wanted [B,3,S,S] with S % 16 == 0, [B,5,2]"
+            f"images {list(images.shape)} and landmarks {list(landmarks.shape)}; "
+            "wanted [B,3,S,S] with S % 16 == 0 and [B,5,2]"
         )
     dice = Dice(batch, generator, images.device)
     kind, region = dice.choice(config.kinds), dice.choice(config.regions)

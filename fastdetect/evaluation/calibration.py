@@ -181,6 +181,8 @@ def check_fpr(scores: ArrayLike, threshold: float, *, level: float = 0.95) -> tu
 
 def calibrate(block: Mapping[str, Any], scores: ArrayLike) -> np.ndarray:
     """Calibrated P(fake) [N] of raw scores [N] under a calibration block."""
+    if block["method"] not in ("platt", "isotonic"):
+        raise DataError(f"calibration method {block['method']!r}; wanted 'platt' or 'isotonic'")
     s = np.asarray(scores, dtype=np.float64)
     platt = expit(block["a"] * s + block["b"])
     if block["method"] == "platt":

@@ -47,6 +47,20 @@ def expand_inputs(inputs: Sequence[str | Path], *, shard: str | None = None) -> 
     return list(files.values())[_shard_slice(shard) if shard else slice(None)]
 
 
+def path_text(path: Path) -> str:
+    """The path as valid Unicode: bytes that are not UTF-8 become escapes such as \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def file_key(path: Path) -> tuple[int | None, int | None]:
+    """Size in bytes and modification time in nanoseconds; (None, None) where there is no such file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None, None
+    return facts.st_size, facts.st_mtime_ns
+
+
 def _shard_slice(text: str) -> slice:
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):

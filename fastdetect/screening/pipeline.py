@@ -15,11 +15,10 @@ from fastdetect.errors import FastdetectError, MediaError
 from fastdetect.reasons import Reason
 from fastdetect.screening.batching import FaceBatcher, Scored
 from fastdetect.screening.config import ScreenConfig
-from fastdetect.screening.inputs import InputFile
+from fastdetect.screening.inputs import InputFile, file_key, path_text
 from fastdetect.screening.model import Model
 from fastdetect.screening.results import FaceRow, MediaFacts, Row, TrackRow, save_media
 from fastdetect.screening.stages import Extracted, StageSettings, file_sha256
-from fastdetect.screening.store import file_key, path_text
 from fastdetect.screening.verdict import Verdict, judge
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
 

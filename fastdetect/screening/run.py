@@ -21,12 +21,12 @@ from rich.console import Console
 
 from fastdetect import __version__
 from fastdetect.screening.config import ScreenConfig
-from fastdetect.screening.inputs import InputFile
+from fastdetect.screening.inputs import InputFile, path_text
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.report import write_report
 from fastdetect.screening.results import Row, RunInfo
-from fastdetect.screening.store import ResultStore, fingerprint, path_text
+from fastdetect.screening.store import ResultStore, fingerprint
 from fastdetect.screening.terminal import ScreenProgress, print_summary
 
 EXIT_CLEAN, EXIT_FLAGGED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130

@@ -1,11 +1,11 @@
 """What happens to one file inside a worker process: hash, decode, detect, track, measure, crop."""
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from fastdetect.faces.crop import crop_face
 from fastdetect.faces.quality import FaceQuality, face_quality
 from fastdetect.faces.tracker import Track, track
 from fastdetect.reasons import Reason
+from fastdetect.screening.inputs import file_key
 from fastdetect.video.probe import Limits, VideoInfo, check_file
 from fastdetect.video.pyav import Frame, decode
 from fastdetect.video.sampling import SamplingPolicy
@@ -92,9 +93,9 @@ class Extractor:
     def _extract(self, done: Extracted) -> None:
         settings, path = self.settings, done.path
         with _timed(done, "hash"):
+            # Before it is read: a file that grows meanwhile must not count as done.
+            done.bytes, done.mtime_ns = file_key(Path(path))
             check_file(path, Limits())
-            facts = os.stat(path)  # before it is read: a file that grows meanwhile must not count as done
-            done.bytes, done.mtime_ns = facts.st_size, facts.st_mtime_ns
             done.sha256 = file_sha256(path)
         with _timed(done, "decode"):
             clip = decode(path, self.policy, max_seconds=settings.max_seconds, threads=settings.threads)

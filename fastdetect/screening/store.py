@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from fastdetect.errors import DataError, UsageError
+from fastdetect.screening.inputs import file_key, path_text
 from fastdetect.screening.results import Row, RunInfo
 
 _ROWS_PER_GROUP = 256
@@ -24,20 +25,6 @@ _ROWS_PER_GROUP = 256
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """A short hash of everything that can change a score."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def path_text(path: Path) -> str:
-    """The path as valid Unicode: bytes that are not UTF-8 become escapes such as \\xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def file_key(path: Path) -> tuple[int | None, int | None]:
-    """Size in bytes and modification time in nanoseconds; (None, None) where there is no such file."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None, None
-    return facts.st_size, facts.st_mtime_ns
 
 
 class ResultStore:

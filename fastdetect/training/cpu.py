@@ -1,16 +1,17 @@
 """What makes bf16 training of convolutional networks fast on CPUs."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
+
+
+_CLASSES: dict[type[nn.Conv2d], type[nn.Conv2d]] = {}
 
 
 class _Float32Depthwise(nn.Conv2d):
     """A depthwise convolution that runs in float32 under bf16 autocast.
 
-    Its bf16 backward on CPU is slow, with a stride of 2 ten times as slow as the float32 one; in EfficientNet-Lite0 three
-    such layers took 60 % of a training step.
+    Its bf16 backward on CPU is slow, with a stride of 2 ten times as slow as the float32 one; in EfficientNet-Lite0
+    three such layers took 60 % of a training step.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -18,9 +19,8 @@ class _Float32Depthwise(nn.Conv2d):
             return super().forward(input.float()).to(input.dtype)
 
 
-@cache
 def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    return type(kind.__name__, (_Float32Depthwise, kind), {})
+    return _CLASSES.setdefault(kind, type(kind.__name__, (_Float32Depthwise, kind), {}))
 
 
 def depthwise_in_float32(module: nn.Module) -> None:

@@ -242,8 +242,9 @@ def train(config: TrainConfig, console: Console) -> Path:
             auc = validate(average, held_out, config)
             saved = time.monotonic()
             row = {
-                "step": step, "share": round(budget.share(step), 4), "loss": round(running, 4), "val_auc": round(auc, 4),
-                "lr": rate, "images_per_s": round(images_seen / (saved - started), 1), "minutes": round(budget.minutes(), 2),
+                "step": step, "share": round(budget.share(step), 4), "loss": round(running, 4),
+                "val_auc": round(auc, 4), "lr": rate, "images_per_s": round(images_seen / (saved - started), 1),
+                "minutes": round(budget.minutes(), 2),
             }  # fmt: skip
             log.write(json.dumps(row) + "\n")
             log.flush()

@@ -51,7 +51,8 @@ def test_jpeg_loses_what_a_real_encoder_loses(images: torch.Tensor, quality: int
     ours = filters.jpeg(images, torch.full((4,), float(quality)))
     for ours_one, image in zip(ours, images, strict=True):
         picture = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+        subsampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality, *subsampling]
         real = cv2.imdecode(cv2.imencode(".jpg", picture[..., ::-1], options)[1], cv2.IMREAD_COLOR)[..., ::-1]
         between = np.abs(ours_one.permute(1, 2, 0).numpy() * 255 - real).mean()
         lost = np.abs(real.astype(float) - picture).mean()

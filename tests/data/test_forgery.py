@@ -102,9 +102,7 @@ def test_masks_sit_on_their_region(faces) -> None:
 
 def test_fitted_shape_meets_the_landmarks(faces) -> None:
     shape = fit_shape(faces[1])
-    five = torch.stack(
-        [shape[:, 36:42].mean(1), shape[:, 42:48].mean(1), shape[:, 30], shape[:, 48], shape[:, 54]], 1
-    )
+    five = torch.stack([shape[:, 36:42].mean(1), shape[:, 42:48].mean(1), shape[:, 30], shape[:, 48], shape[:, 54]], 1)
     assert (five - faces[1]).norm(dim=2).max() < 3
 
 

@@ -10,6 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from fastdetect.errors import DataError, ShapeError
 from fastdetect.evaluation import calibration as cal
+from fastdetect.evaluation.scoring import AGGREGATION
 
 
 def fit(reals, fakes, identities=None, **options):
@@ -20,7 +21,7 @@ def fit(reals, fakes, identities=None, **options):
         fakes,
         [f"f{i}" for i in range(len(fakes))],
         sampling="uniform:16",
-        aggregation="test",
+        aggregation=AGGREGATION,
         data_sha256="0" * 64,
         **options,
     )
@@ -187,5 +188,7 @@ def test_errors() -> None:
         cal.fit_threshold([1.0] * 5, list("abcde"), 0.05)
     with pytest.raises(ShapeError, match="target_fpr"):
         cal.fit_threshold([1.0, 2.0, 3.0], list("abc"), 0.0)
+    with pytest.raises(DataError, match="method 'beta'"):
+        cal.calibrate({"method": "beta", "a": 1.0, "b": 0.0}, [0.0])
     with pytest.raises(DataError, match="finite scores"):
         cal.check_fpr([], 0.5)

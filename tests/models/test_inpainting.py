@@ -4,8 +4,8 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models.inpainting import draw_blocks, inpaint, plan
-from fastdetect.ops import patch_residual
 from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig, patchify, unpatchify
+from fastdetect.ops import patch_residual
 
 
 def tiny(size: int | tuple[int, int], **changes: object) -> MaskedImageModelConfig:

@@ -244,9 +244,14 @@ def test_resume_screens_only_what_is_new(screen: Screen, media: Path, tmp_path: 
         screen(media / "person.mp4", out=out, resume=True, sample="uniform:8")
 
 
-def test_a_run_of_nothing_but_failures_ends_well(screen: Screen, media: Path) -> None:
-    info, rows = screen(media / "empty.mp4")
-    assert (info.exit_code, rows["empty.mp4"].sha256) == (3, None)
+def test_a_run_of_nothing_but_failures_ends_well_and_is_not_repeated(
+    screen: Screen, media: Path, tmp_path: Path
+) -> None:
+    out, files = tmp_path / "out", (media / "empty.mp4", media / "text.mp4", media / "gone.mp4")
+    info, rows = screen(*files, out=out)
+    assert info.exit_code == 3
+    assert (rows["empty.mp4"].bytes, rows["empty.mp4"].sha256) == (0, None)
+    assert screen(*files, out=out, resume=True)[0].files_this_run == 0
 
 
 def test_a_file_that_takes_too_long_costs_one_row(screen: Screen, media: Path, face_frames: Callable) -> None:

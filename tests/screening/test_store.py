@@ -11,6 +11,7 @@ import pytest
 
 from fastdetect.errors import DataError, UsageError
 from fastdetect.reasons import Reason
+from fastdetect.screening.inputs import file_key, path_text
 from fastdetect.screening.results import (
     FaceRow,
     MediaFacts,
@@ -21,7 +22,7 @@ from fastdetect.screening.results import (
     load_media,
     save_media,
 )
-from fastdetect.screening.store import ResultStore, file_key, fingerprint, path_text
+from fastdetect.screening.store import ResultStore, fingerprint
 
 IDENTITY = {"model_sha256": "aa", "sampling": "uniform:16"}
 

@@ -1,0 +1,99 @@
+"""`fastdetect calibrate`: thresholds and probabilities of a model, from held-out persons of a face pack."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fastdetect.data.face_pack import PACK_MARGIN, FacePack
+from fastdetect.data.forgery import Dice, ForgeryConfig, choose_donors, crop_pack, forge
+from fastdetect.data.pairs import batch_seed
+from fastdetect.engines.torch_engine import TorchEngine
+from fastdetect.errors import DataError
+from fastdetect.evaluation.calibration import fit_calibration, hash_data
+from fastdetect.evaluation.scoring import AGGREGATION, track_margin
+from fastdetect.faces.crop import MARGIN
+from fastdetect.models.detector import TwoBranchDetector
+
+
+def clip_scores(
+    pack: FacePack, splits: tuple[str, ...], engine: TorchEngine, *, min_faces: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Score every held-out clip as it is and with one kind of fake made of all its faces.
+
+    Args:
+        splits: the pack's splits that training never saw.
+        min_faces: clips with fewer faces are left out, as a verdict leaves them out.
+    Returns:
+        Raw scores of the reals [N] and of their fakes [N], and each clip's identity.
+    """
+    rows = np.flatnonzero(np.isin(pack.split, splits))
+    groups = [rows[pack.clip[rows] == clip] for clip in np.unique(pack.clip[rows])]
+    groups = [group for group in groups if len(group) >= min_faces]
+    if not groups:
+        raise DataError(f"no clip of the splits {splits} has {min_faces} faces; calibration needs clips")
+    landmarks, identity = torch.from_numpy(pack.landmarks), torch.from_numpy(pack.identity)
+    held = torch.from_numpy(rows)
+    donors = choose_donors(landmarks[held], identity[held], torch.Generator().manual_seed(seed))
+    donor_of = dict(zip(rows.tolist(), rows[donors.numpy()].tolist(), strict=True))
+    size = engine.image_size
+    reals: list[float] = []
+    fakes: list[float] = []
+    for number, group in enumerate(groups):
+        generator = torch.Generator().manual_seed(batch_seed(seed, number))
+        dice = Dice(len(group), generator, torch.device("cpu"))
+        donor = np.asarray([donor_of[int(row)] for row in group])
+        faces, points = crop_pack(
+            _pictures(pack, group), landmarks[group], size, MARGIN / PACK_MARGIN, dice, jitter=False
+        )
+        forged = forge(
+            faces,
+            points,
+            _pictures(pack, donor),
+            landmarks[donor],
+            config=ForgeryConfig(kinds=(0.4, 0.4, 0.0, 0.2)),
+            generator=generator,
+        )
+        for images, scores in ((faces, reals), (forged.images, fakes)):
+            crops = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+            logits = engine.run(crops).logits
+            scores.append(track_margin(logits[:, 1] - logits[:, 0]))
+    identities = [pack.identities[int(pack.identity[group[0]])] for group in groups]
+    return np.asarray(reals), np.asarray(fakes), identities
+
+
+def _pictures(pack: FacePack, rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.stack([pack.images[row] for row in rows])).permute(0, 3, 1, 2).float() / 255
+
+
+def main(pack: Path, model: Path, *, splits: str = "val,test", sampling: str = "uniform:16", seed: int = 0) -> int:
+    """Run `fastdetect calibrate`: writes the block into the model's config.json; returns the exit code."""
+    faces = FacePack.load(pack)
+    detector = TwoBranchDetector.from_pretrained(model)
+    engine = TorchEngine(detector)
+    held = tuple(splits.split(","))
+    reals, fakes, identities = clip_scores(faces, held, engine, min_faces=3, seed=seed)
+    block: dict[str, Any] = fit_calibration(
+        reals,
+        identities,
+        fakes,
+        identities,
+        sampling=sampling,
+        aggregation=AGGREGATION,
+        data_sha256=hash_data([(faces.clips[int(c)], faces.identities[int(i)], 0)
+                               for c, i, s in zip(faces.clip, faces.identity, faces.split, strict=True) if s in held]),
+        notes=[
+            f"reals: clips of held-out persons (splits {splits}) in the face pack, at least 3 faces each",
+            "fakes: made from those reals by fastdetect.data.forgery; they set the slope, so a probability speaks of "
+            "such fakes at even odds",
+        ],
+    )  # fmt: skip
+    config = model / "config.json"
+    stored = json.loads(config.read_text())
+    stored["calibration"] = block
+    config.write_text(json.dumps(stored, indent=2) + "\n")
+    Console().print_json(json.dumps({k: v for k, v in block.items() if k != "method_notes"}))
+    return 0
