@@ -13,10 +13,13 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ from fastdetect.faces.crop import crop_face
 from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
-from fastdetect.screening.results import STAGES
 from fastdetect.screening.run import run_screening
 
 TARGET = 2500  # five-second 512p clips per hour on two cores
@@ -121,54 +123,71 @@ def _is_box(box: tuple[float, ...]) -> bool:
     return box[2] > box[0] and box[3] > box[1]
 
 
-def compare(files: list[Path], model: str, *, groups: int, config: ScreenConfig) -> dict[str, Any]:
-    """Take turns on groups of files; seconds per file of both, by group, and the stage times of both."""
-    usual = UsualPipeline(model)
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+class Timed:
+    """Wall and CPU seconds per file of one pipeline, turn by turn."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.files = 0
+
+    def turn(self, files: int, work: Callable[[], object]) -> Any:
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        result = work()
+        self.wall.append((time.perf_counter() - wall) / files)
+        self.cpu.append((cpu_seconds() - cpu) / files)
+        self.files += files
+        return result
+
+    def figures(self, stages: dict[str, float]) -> dict[str, Any]:
+        wall = statistics.median(self.wall)
+        return {
+            "s_per_file": wall,
+            "videos_per_hour": 3600 / wall,
+            "cpu_s_per_file": statistics.median(self.cpu),
+            "by_turn": self.wall,
+            "stages_s": {stage: seconds / self.files for stage, seconds in stages.items()},
+        }
+
+
+def compare(files: list[Path], model: str, *, turns: int, config: ScreenConfig) -> dict[str, Any]:
+    """Take turns on groups of files: all of a group for us, a quarter of it for the slow one."""
+    usual, ours, theirs = UsualPipeline(model), Timed(), Timed()
     usual.screen(files[0])  # warm-up: lazy initialisation is not what is measured
-    ours: list[float] = []
-    theirs: list[float] = []
-    stages = dict.fromkeys(STAGES, 0.0)
-    for group in (files[i::groups] for i in range(groups)):
+    usual.seconds = dict.fromkeys(usual.seconds, 0.0)
+    stages: Counter[str] = Counter()
+    for group in (files[i::turns] for i in range(turns)):
         with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as quiet:
-            run = run_screening(expand_inputs(group), Path(out) / "out", config, console=Console(file=quiet))
-        ours.append(run.wall_s / len(group))
-        for stage, seconds in run.stage_seconds.items():
-            stages[stage] += seconds / len(files)
-        sample = group[: max(1, len(group) // 4)]  # it is the slow one: a quarter is enough for its median
-        start = time.perf_counter()
-        for path in sample:
-            usual.screen(path)
-        theirs.append((time.perf_counter() - start) / len(sample))
-    own, other = statistics.median(ours), statistics.median(theirs)
-    screened = groups * max(1, len(files) // groups // 4) + 1
+            screen = partial(run_screening, expand_inputs(group), Path(out, "out"), config)
+            stages.update(ours.turn(len(group), partial(screen, console=Console(file=quiet))).stage_seconds)
+        sample = group[: max(1, len(group) // 4)]
+        theirs.turn(len(sample), partial(list, map(usual.screen, sample)))
+    own, other = ours.figures(stages), theirs.figures(usual.seconds)
     return {
         "files": len(files),
-        "groups": groups,
-        "ours": {"s_per_file": own, "videos_per_hour": 3600 / own, "by_group": ours, "stage_core_s": stages},
-        "usual": {
-            "detector": usual.name,
-            "s_per_file": other,
-            "videos_per_hour": 3600 / other,
-            "by_group": theirs,
-            "stage_s": {stage: seconds / screened for stage, seconds in usual.seconds.items()},
-        },
-        "ratio": other / own,
+        "turns": turns,
+        "fastdetect": own,
+        "usual": other | {"detector": usual.name},
+        "ratio": other["s_per_file"] / own["s_per_file"],
     }
 
 
 def print_result(name: str, result: dict[str, Any]) -> None:
-    ours, usual = result["ours"], result["usual"]
-    print(f"\n{name}: {result['files']} files in {result['groups']} turns")
-    print(
-        f"  fastdetect     {ours['s_per_file']:6.2f} s/file  {ours['videos_per_hour']:8,.0f} videos/h  stages, core-s:",
-        end="",
-    )
-    print("", *(f"{stage} {seconds:.3f}" for stage, seconds in ours["stage_core_s"].items()))
-    print(
-        f"  usual pipeline {usual['s_per_file']:6.2f} s/file  {usual['videos_per_hour']:8,.0f} videos/h  stages, s:",
-        end="",
-    )
-    print("", *(f"{stage} {seconds:.3f}" for stage, seconds in usual["stage_s"].items()), f"({usual['detector']})")
+    """Both pipelines, a line each: wall time with set-up and report, CPU time, stages."""
+    print(f"\n{name}: {result['files']} files in {result['turns']} turns")
+    for title in ("fastdetect", "usual"):
+        one = result[title]
+        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in one["stages_s"].items())
+        print(
+            f"  {title:10} {one['s_per_file']:6.2f} s/file {one['videos_per_hour']:7,.0f} videos/h, "
+            f"CPU {one['cpu_s_per_file']:5.2f} s/file; {stages} {one.get('detector', '')}"
+        )
     print(f"  ratio {result['ratio']:.1f}x")
 
 
@@ -186,20 +205,19 @@ def main() -> None:
         model=args.model, workers=args.workers, precision=args.precision, media=False, uncalibrated=True
     )
     cores = len(os.sched_getaffinity(0))
-    print(
-        f"{cores} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    load = os.getloadavg()[0]
+    print(f"{cores} cores, {platform.machine()}, torch {torch.__version__}, load before the start {load:.1f}")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         clips = generate(Path(folder), args.clips)
-        results["generated 512p 5 s"] = compare(clips, args.model, groups=args.turns, config=config)
+        results["generated 512p 5 s"] = compare(clips, args.model, turns=args.turns, config=config)
         if args.data:
             names = [args.data / "videos_real", args.data / "videos_fake"]
             real = [file.path for file in expand_inputs(names)]
-            results["real videos"] = compare(real, args.model, groups=args.turns, config=config)
+            results["real videos"] = compare(real, args.model, turns=args.turns, config=config)
     for name, result in results.items():
         print_result(name, result)
-    rate = results["generated 512p 5 s"]["ours"]["videos_per_hour"]
+    rate = results["generated 512p 5 s"]["fastdetect"]["videos_per_hour"]
     print(
         f"\ntarget {TARGET:,} five-second 512p clips per hour: {'met' if rate >= TARGET else 'not met'} ({rate:,.0f})"
     )

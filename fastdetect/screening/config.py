@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fastdetect.errors import UsageError
+from fastdetect.config import load
+from fastdetect.faces.centerface import DETECT_SIDE
 from fastdetect.screening.verdict import VerdictConfig
 from fastdetect.video.sampling import SamplingPolicy
 
@@ -17,7 +17,7 @@ class DetectionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    side: int = Field(default=416, ge=64, le=4096, description="longer side of the detector's input, pixels")
+    side: int = Field(default=DETECT_SIDE, ge=64, le=4096, description="longer side of the detector's input, pixels")
     score: float = Field(default=0.5, gt=0, lt=1, description="lowest detector confidence that is a face")
     max_people: int = Field(default=16, ge=1, description="tracks scored per file, those with the most face area")
     max_faces: int = Field(default=1024, ge=1, description="faces scored per file, thinned evenly in every track")
@@ -52,51 +52,5 @@ class ScreenConfig(BaseModel):
 def load_config(
     path: Path | None = None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> ScreenConfig:
-    """Put a configuration together; what comes later wins.
-
-    Args:
-        path: YAML file of nested keys.
-        overrides: "a.b=value", the value read as YAML.
-        options: dotted key to value; None values are skipped.
-    Raises:
-        UsageError: the file cannot be read, or a key or value is not one of the configuration's.
-    """
-    values = _read_yaml(path) if path else {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise UsageError(f"--set {text}: wanted key=value, for example verdict.min_faces=5")
-        try:
-            _assign(values, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {text}: the value is not YAML") from error
-    for key, chosen in (options or {}).items():
-        if chosen is not None:
-            _assign(values, key, chosen)
-    try:
-        return ScreenConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "configuration"
-        raise UsageError(f"{where}: {first['msg']}, got {first['input']!r}") from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a readable YAML file: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: wanted keys and values, got {type(values).__name__}")
-    return values
-
-
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"{key}: {parent} is a value, not a group of keys")
-    values[last] = value
+    """Put a screening configuration together, see `fastdetect.config.load`."""
+    return load(ScreenConfig, path, overrides, options)

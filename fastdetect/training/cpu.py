@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-
 _CLASSES: dict[type[nn.Conv2d], type[nn.Conv2d]] = {}
 
 
