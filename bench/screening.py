@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ class Timed:
         self.files += files
         return result
 
-    def figures(self, stages: dict[str, float]) -> dict[str, Any]:
+    def figures(self, stages: Mapping[str, float]) -> dict[str, Any]:
         wall = statistics.median(self.wall)
         return {
             "s_per_file": wall,

@@ -211,7 +211,8 @@ def to_markdown(result: Mapping[str, Any], title: str = "Evaluation") -> str:
             lines.append(f"| {100 * float(key):g} % | {row['threshold']:.4f} | {' | '.join(cells)} |")
     if result["abstained"]:
         lines += ["", "Too few usable faces for a score: " + ", ".join(result["abstained"]) + "."]
-    lines += ["", *(f"Failed: {name}: {why}" for name, why in result["failed"].items())]
+    for name, why in result["failed"].items():
+        lines += ["", f"Failed: {name}: {why}"]
     return "\n".join(lines) + "\n"
 
 
