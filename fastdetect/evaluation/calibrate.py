@@ -39,15 +39,13 @@ def clip_scores(
     held = torch.from_numpy(rows)
     donors = choose_donors(landmarks[held], identity[held], torch.Generator().manual_seed(seed))
     donor_of = dict(zip(rows.tolist(), rows[donors.numpy()].tolist(), strict=True))
-    size = engine.image_size
-    reals: list[float] = []
-    fakes: list[float] = []
+    pictures: list[list[np.ndarray]] = [[], []]
     for number, group in enumerate(groups):
         generator = torch.Generator().manual_seed(batch_seed(seed, number))
         dice = Dice(len(group), generator, torch.device("cpu"))
         donor = np.asarray([donor_of[int(row)] for row in group])
         faces, points = crop_pack(
-            _pictures(pack, group), landmarks[group], size, MARGIN / PACK_MARGIN, dice, jitter=False
+            _pictures(pack, group), landmarks[group], engine.image_size, MARGIN / PACK_MARGIN, dice, jitter=False
         )
         forged = forge(
             faces,
@@ -57,10 +55,11 @@ def clip_scores(
             config=ForgeryConfig(kinds=(0.4, 0.4, 0.0, 0.2)),
             generator=generator,
         )
-        for images, scores in ((faces, reals), (forged.images, fakes)):
-            crops = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-            logits = engine.run(crops).logits
-            scores.append(track_margin(logits[:, 1] - logits[:, 0]))
+        for images, crops in zip((faces, forged.images), pictures, strict=True):
+            crops.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    logits = [engine.run(np.concatenate(crops)).logits for crops in pictures]  # engines pad short batches
+    reals, fakes = ([track_margin(clip[:, 1] - clip[:, 0]) for clip in np.split(table, ends)] for table in logits)
     identities = [pack.identities[int(pack.identity[group[0]])] for group in groups]
     return np.asarray(reals), np.asarray(fakes), identities
 
