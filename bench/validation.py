@@ -5,7 +5,7 @@
 Same files, same sampled frames, same detected faces and tracks for all. MesoNet gets three crops (the
 contract's, and its authors' aligned crop in two zooms), and each of its models is reported at the crop with
 its best mean on these very files, which flatters it. Crops and MesoNet's scores are cached by file, so that
-another checkpoint costs seconds.
+another checkpoint costs its own inference only.
 """
 
 import argparse

@@ -89,7 +89,7 @@ def screen(
     """
     from fastdetect.screening.config import load_config
     from fastdetect.screening.inputs import expand_inputs
-    from fastdetect.screening.run import run_screening
+    from fastdetect.screening.run import EXIT_INTERRUPTED, run_screening
 
     options: dict[str, Any] = {
         "model": model,
@@ -113,7 +113,11 @@ def screen(
         raise UsageError("nothing to screen: name files, folders, globs or @list.txt")
     files = expand_inputs(named, shard=shard)
     settings = load_config(config, overrides or (), options)
-    raise typer.Exit(run_screening(files, output, settings, resume=resume).exit_code)
+    try:
+        code = run_screening(files, output, settings, resume=resume).exit_code
+    except KeyboardInterrupt:  # before the run watches for it, or a second time; without this the code would be 1
+        code = EXIT_INTERRUPTED
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -122,6 +122,7 @@ def write_folder(
         state[key] = stored.clone()  # safetensors refuses tensors that share memory
     partial = target / (WEIGHTS_FILE + ".partial")
     save_file(state, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes for the owner only
     os.replace(partial, target / WEIGHTS_FILE)
     written = config.model_copy(update={"weights_sha256": sha256_of(target / WEIGHTS_FILE)})
     text = json.dumps(written.model_dump(mode="json"), indent=2) + "\n"

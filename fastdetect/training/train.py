@@ -42,6 +42,8 @@ class TrainConfig(BaseModel):
         image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights.
         residual: train both branches; without it only the image branch and its head (a first stage).
         freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
+        hold_fused: leave the fused head as it starts, which with `init` is the image branch's: for a residual branch
+            that is not good enough to have a say.
         freeze_stages: stages of the image backbone, stem included, that stay as they are.
         redraw: share of fakes whose face the masked image model has drawn again.
         steps, minutes: the budget, one of them. `minutes` counts the time spent in this run.
@@ -66,6 +68,7 @@ class TrainConfig(BaseModel):
     image_weights: str | None = "efficientnet-lite0"
     residual: bool = True
     freeze_image: bool = False
+    hold_fused: bool = False
     freeze_stages: int = Field(default=0, ge=0)
     redraw: float = Field(default=0.2, ge=0, le=1)
     steps: int | None = Field(default=None, gt=0)
@@ -186,6 +189,8 @@ def train(config: TrainConfig, console: Console) -> Path:
     frozen = frozen_stages(model.image_branch.net, config.freeze_stages)
     if config.freeze_image:
         frozen = [model.image_branch, model.image_head]
+    if config.hold_fused:
+        frozen.append(model.head)
     for stage in frozen:
         stage.requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]

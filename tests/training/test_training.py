@@ -150,6 +150,15 @@ def test_frozen_stages_stay_as_they_are(pack: Path, tmp_path: Path) -> None:
     assert not torch.equal(after.blocks[4][0].conv_pw.weight, half(before.blocks[4][0].conv_pw.weight))
 
 
+def test_a_held_second_stage_scores_as_the_image_branch(pack: Path, mim: Path, tmp_path: Path) -> None:
+    train.main(None, options(pack, tmp_path / "image", "residual=false"))
+    more = [f"init={tmp_path / 'image' / 'model'}", f"mim={mim}", "freeze_image=true", "hold_fused=true"]
+    train.main(None, options(pack, tmp_path / "both", *more))
+    out = TwoBranchDetector.from_pretrained(tmp_path / "both" / "model")(torch.rand(2, 3, 112, 112))
+    torch.testing.assert_close(out.logits, out.image_logits)
+    assert not torch.allclose(out.logits, out.residual_logits)
+
+
 def test_depthwise_layers_give_the_same_in_float32_under_autocast() -> None:
     import timm
 
