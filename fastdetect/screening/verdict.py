@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fastdetect.errors import CheckpointError, UsageError
+from fastdetect.errors import CheckpointError, DataError, UsageError
 from fastdetect.evaluation.calibration import calibrate
 from fastdetect.evaluation.scoring import AGGREGATION, Gate, track_margin
 from fastdetect.reasons import Reason
@@ -79,7 +79,7 @@ class Calibration:
                 raise ValueError("scores do not grow with margins")
             if block["aggregation"] != AGGREGATION:
                 raise ValueError(f"fitted on {block['aggregation']!r}, here a video's score is {AGGREGATION!r}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the model's calibration cannot be used ({error!r}); calibrate it again") from error
         return read
 
