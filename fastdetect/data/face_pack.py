@@ -1,4 +1,4 @@
-"""Faces of a data set in one folder of arrays: what training reads, made with screening's own detector and crop."""
+"""Faces of a data set in one folder of arrays: what training reads, found with screening's own detector."""
 
 import csv
 import json
