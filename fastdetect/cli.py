@@ -193,6 +193,103 @@ def pack(
     raise typer.Exit(run(indices, output, splits=splits, per_video=per_video))
 
 
+@data_app.command()
+def index(
+    roots: Annotated[list[Path], typer.Argument(help="Data sets as they lie on disk: folders, JSON or CSV files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="manifest.parquet, or index.csv.")],
+    layout: Annotated[str, typer.Option(help="Name of the layout, where it is not to be found out.")] = "auto",
+    prefer: Annotated[str, typer.Option(help="videos or frames, where a tree has both.")] = "videos",
+    splits: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the set's split files are.")] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What paths in a JSON or CSV start at.")
+    ] = None,
+    lmdb: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds DeepfakeBench's *_lmdb folders.")] = None,
+    label_map: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML: label name -> 0 (real) or 1 (fake).")
+    ] = None,
+    frame_folders: Annotated[bool, typer.Option(help="A folder of pictures is one video.")] = False,
+    sources: Annotated[bool, typer.Option(help="DeeperForensics: the actors' recordings as reals, too.")] = False,
+) -> None:
+    """Read data sets of any known layout into one manifest."""
+    from fastdetect.data.layouts.command import main as run
+
+    code = run(
+        roots, output, layout=layout, prefer=prefer, splits=splits, media_root=media_root, lmdb=lmdb,
+        label_map=label_map, frame_folders=frame_folders, sources=sources,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@data_app.command()
+def verify(
+    manifest: Annotated[Path, typer.Argument(help="Gets hashes, sizes and lengths filled in.")],
+    root: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data lies now.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Open no file: names, labels and splits only.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Open files that were opened before, too.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Every problem, one a line.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+) -> None:
+    """Look for files that are missing or broken, wrong labels, and videos or persons in two splits.
+
+    Exit code: 0 nothing grave, 3 something grave.
+    """
+    from fastdetect.data.verify import main_verify as run
+
+    code = run(manifest, root=root, workers=workers, timeout=timeout, quick=quick, again=again, report=report)
+    raise typer.Exit(code)
+
+
+@data_app.command()
+def stats(
+    manifest: Annotated[Path, typer.Argument(help="Hours and sizes are known once it was verified.")],
+    by: Annotated[str, typer.Option(help="Fields to count by.")] = "dataset,split,label,method,compression",
+) -> None:
+    """Count videos, persons, pairs, frames, hours and gigabytes."""
+    from fastdetect.data.verify import main_stats as run
+
+    raise typer.Exit(run(manifest, by))
+
+
+@data_app.command()
+def extract(
+    manifest: Annotated[Path, typer.Argument(help="What `fastdetect data index` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the faces go.")],
+    root: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data lies now.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the faces already in the output folder.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="shards (tar, as webdataset reads them) or folders.")] = "shards",
+    sample: Annotated[str, typer.Option(metavar="POLICY", help="uniform:N, fps:X, keyframes or all.")] = "uniform:16",
+    max_seconds: Annotated[float | None, typer.Option(help="Look at the first seconds only.")] = None,
+    faces: Annotated[str, typer.Option(help="all or largest.")] = "largest",
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 256,
+    margin: Annotated[float, typer.Option(help="Side of the square in face sides.")] = 1.3,
+    image: Annotated[str, typer.Option(help="png or jpg (quality 95).")] = "png",
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Of the fakes, only these methods.")] = None,
+    compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+) -> None:
+    """Cut the faces out with screening's sampling, detector, tracker and crop.
+
+    Exit code: 0 all done, 3 some files failed (failed.txt names them), 130 stopped (go on with --resume).
+    """
+    from fastdetect.data.extract import ExtractSettings
+    from fastdetect.data.extract import main as run
+
+    asked: dict[str, Any] = {
+        "sample": sample, "max_seconds": max_seconds, "faces": faces, "size": size, "margin": margin, "image": image,
+        "layout": layout,
+    }  # fmt: skip
+    code = run(
+        manifest, output, ExtractSettings(**asked), root=root, resume=resume, workers=workers, timeout=timeout,
+        splits=tuple(split or ()), methods=tuple(method or ()), compressions=tuple(compression or ()),
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
 def _configured(run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None) -> None:
     raise typer.Exit(run(config, overrides or []))
 

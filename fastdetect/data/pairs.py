@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fastdetect.data.augment import degrade
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.forgery import Dice, ForgeryConfig, choose_donors, crop_pack, forge
+from fastdetect.errors import UsageError
 from fastdetect.faces.crop import MARGIN
 
 
@@ -27,7 +28,8 @@ class PairBatch:
 class PairSource:
     """Makes pairs from a face pack.
 
-    Persons are drawn evenly first, then a face of each, so that those with many frames do not dominate.
+    A source is drawn first, by `shares`, then a person of it, evenly, then a face, so that neither sources with many
+    persons nor persons with many frames dominate.
 
     Args:
         pack, split: the faces.
@@ -35,6 +37,10 @@ class PairSource:
         device: where crops and fakes are made.
         redraw: see `forge`.
         jitter, degraded: whether crops move and both pictures are degraded (training) or not.
+        shares: weight of each of the pack's sources, 0 where it is not named; None: by their numbers of persons.
+
+    Raises:
+        UsageError: `shares` names a source without faces in the split, or has no positive weight.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class PairSource:
         redraw: Callable[[Tensor], Tensor] | None = None,
         jitter: bool = True,
         degraded: bool = True,
+        shares: dict[str, float] | None = None,
     ) -> None:
         self.pack, self.size, self.device = pack, size, torch.device(device)
         self.redraw, self.jitter, self.degraded = redraw, jitter, degraded
@@ -56,6 +63,23 @@ class PairSource:
         order = np.argsort(pack.identity[self.rows], kind="stable")
         _, starts = np.unique(pack.identity[self.rows][order], return_index=True)
         self.persons = np.split(order, starts[1:])
+        self.weights = np.full(len(self.persons), 1 / len(self.persons))
+        if shares is not None:
+            self.weights = self._weights(shares)
+
+    def _weights(self, shares: dict[str, float]) -> np.ndarray:
+        """Return the probability of each person."""
+        source = self.pack.source[self.rows[[faces[0] for faces in self.persons]]]
+        weights = np.zeros(len(self.persons))
+        for name, share in shares.items():
+            index = self.pack.sources.index(name) if name in self.pack.sources else -1
+            if share < 0 or not (source == index).any():
+                have = ", ".join(self.pack.sources[i] for i in np.unique(source))
+                raise UsageError(f"shares: got {name}: {share}; wanted weights of at least 0 for sources among {have}")
+            weights[source == index] = share / (source == index).sum()
+        if not weights.sum():
+            raise UsageError(f"shares: got {shares}; wanted one weight above 0 at least")
+        return weights / weights.sum()
 
     def _pictures(self, chosen: np.ndarray) -> Tensor:
         pictures = torch.from_numpy(np.stack([self.pack.images[i] for i in self.rows[chosen]]))
@@ -64,7 +88,7 @@ class PairSource:
     def batch(self, count: int, seed: int, config: ForgeryConfig) -> PairBatch:
         """Return `count` pairs; the same seed gives the same batch on the same kind of device."""
         rng = np.random.default_rng(seed)
-        persons = rng.integers(len(self.persons), size=count)
+        persons = rng.choice(len(self.persons), size=count, p=self.weights)
         chosen = np.asarray([rng.choice(self.persons[p]) for p in persons])
         pool = np.concatenate([chosen, rng.choice(len(self.rows), size=min(len(self.rows), 8 * count), replace=False)])
         generator = torch.Generator(self.device).manual_seed(seed)

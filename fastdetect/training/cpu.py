@@ -21,11 +21,15 @@ def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     return _CLASSES.setdefault(kind, type(kind.__name__, (_Float32Depthwise, kind), {}))
 
 
+def depthwise(module: nn.Module) -> list[nn.Conv2d]:
+    """Return a network's depthwise convolutions."""
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+
+
 def depthwise_in_float32(module: nn.Module) -> None:
     """Make a network's depthwise convolutions run in float32, in place; weights and state dict stay as they are."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
-            child.__class__ = _in_float32(type(child))
+    for child in depthwise(module):
+        child.__class__ = _in_float32(type(child))
 
 
 def has_fast_bf16() -> bool:

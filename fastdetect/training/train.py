@@ -24,7 +24,7 @@ from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector, area_resize
 from fastdetect.models.inpainting import inpaint
 from fastdetect.models.masked_image_model import MaskedImageModel
-from fastdetect.training.cpu import depthwise_in_float32, has_fast_bf16
+from fastdetect.training.cpu import depthwise, depthwise_in_float32, has_fast_bf16
 from fastdetect.training.loop import Budget, cosine, ema_update, load_state, pick_device, save_state
 
 Positive = Annotated[float, Field(gt=0)]
@@ -44,7 +44,10 @@ class TrainConfig(BaseModel):
         freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
         hold_fused: leave the fused head as it starts, which with `init` is the image branch's: for a residual branch
             that is not good enough to have a say.
+        freeze_depthwise: leave the image backbone's depthwise kernels as they are: the gradient of their weights is the
+            slowest part of a step on a CPU.
         freeze_stages: stages of the image backbone, stem included, that stay as they are.
+        shares: weight of each source of the pack (see `PairSource`); null: by its number of persons.
         redraw: share of fakes whose face the masked image model has drawn again.
         steps, minutes: the budget, one of them. `minutes` counts the time spent in this run.
         pairs: reals in a batch, with as many fakes.
@@ -70,6 +73,8 @@ class TrainConfig(BaseModel):
     freeze_image: bool = False
     hold_fused: bool = False
     freeze_stages: int = Field(default=0, ge=0)
+    freeze_depthwise: bool = False
+    shares: dict[str, float] | None = None
     redraw: float = Field(default=0.2, ge=0, le=1)
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
@@ -193,6 +198,9 @@ def train(config: TrainConfig, console: Console) -> Path:
         frozen.append(model.head)
     for stage in frozen:
         stage.requires_grad_(False)
+    if config.freeze_depthwise:
+        for layer in depthwise(model.image_branch):
+            layer.weight.requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -205,7 +213,9 @@ def train(config: TrainConfig, console: Console) -> Path:
     pack = FacePack.load(config.pack)
     size = config.detector.image_size
     redraw = Redrawer(copy.deepcopy(model.mim).cpu()) if config.redraw and (config.mim or config.init) else None
-    source = PairSource(pack, "train", size, device=device if not config.workers else "cpu", redraw=redraw)
+    source = PairSource(
+        pack, "train", size, device=device if not config.workers else "cpu", redraw=redraw, shares=config.shares
+    )
     held_out = PairSource(pack, "val", size, device=device)
 
     def fakes(number: int) -> ForgeryConfig:

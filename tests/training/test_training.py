@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from fastdetect.errors import CheckpointError, DataError, UsageError
 from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training import pretrain, train
-from fastdetect.training.cpu import depthwise_in_float32
+from fastdetect.training.cpu import depthwise, depthwise_in_float32
 from fastdetect.training.loop import Budget, cosine
 
 SMALL = {
@@ -84,6 +85,40 @@ def test_pairs_are_the_same_for_the_same_seed(pack: Path) -> None:
     assert torch.equal(first.fake, again.fake)
     assert not torch.equal(first.real, other.real)
     assert first.real.shape == (3, 3, 112, 112)
+
+
+def two_sources(pack: Path) -> FacePack:
+    """The pack with its persons dealt to two sources, three of five training persons to the second."""
+    faces = FacePack.load(pack)
+    return replace(faces, source=np.array([0, 0, 1, 1, 1, 1]), sources=["one", "two"])
+
+
+def test_shares_choose_the_sources_and_their_persons_stay_even(pack: Path) -> None:
+    faces = two_sources(pack)
+    weights = PairSource(faces, "train", 112, shares={"one": 3, "two": 1}).weights
+    assert weights == pytest.approx([3 / 8, 3 / 8, 1 / 12, 1 / 12, 1 / 12])
+    assert PairSource(faces, "train", 112).weights == pytest.approx([0.2] * 5)
+    alone = PairSource(faces, "train", 112, shares={"two": 1}, jitter=False, degraded=False)
+    darkest, drawn = faces.images[0].mean(), alone.batch(8, 0, ForgeryConfig()).real.flatten(1).mean(1) * 255
+    assert drawn.min() > darkest + 5  # the first source holds the two darkest pictures
+
+
+@pytest.mark.parametrize("shares", [{"three": 1.0}, {"one": -1.0}, {"one": 0.0}, {}])
+def test_shares_that_mean_nothing_are_refused(pack: Path, shares: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"shares: got"):
+        PairSource(two_sources(pack), "train", 112, shares=shares)
+
+
+def test_depthwise_kernels_stay_where_they_are_frozen(pack: Path, tmp_path: Path) -> None:
+    train.main(None, options(pack, tmp_path, "residual=false", "freeze_depthwise=true", "ema=0", "lr=0.01"))
+    start = train.build(configuration.load(train.TrainConfig, tmp_path / "config.yaml", [])).image_branch
+    end = TwoBranchDetector.from_pretrained(tmp_path / "model").image_branch
+    before, after = (dict(net.named_parameters()) for net in (start, end))
+    kernels = {f"{name}.weight" for name, m in start.named_modules() if any(m is layer for layer in depthwise(start))}
+    moved = {name for name in before if not torch.allclose(before[name], after[name], atol=2e-3)}
+    assert kernels
+    assert not kernels & moved
+    assert moved
 
 
 def test_pretraining_lowers_the_loss_and_goes_on(pack: Path, tmp_path: Path) -> None:

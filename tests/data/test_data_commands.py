@@ -1,0 +1,113 @@
+"""From a raw FaceForensics++ to a manifest and faces with the four commands, and what verify and stats say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dataset_trees import write_json, write_video
+from typer.testing import CliRunner
+
+from fastdetect.cli import app
+from fastdetect.data.layouts.command import read_label_map
+from fastdetect.data.manifest import read_manifest
+from fastdetect.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def ff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two originals and two Deepfakes of real footage at c23; one fake is cut short, one original is doubled."""
+    face = pytest.importorskip("skimage.data").astronaut()[:256, 96:352]
+    root = tmp_path_factory.mktemp("data") / "FF"
+    videos = {
+        "000": face,
+        "071": face[:, ::-1],
+        "000_003": np.clip(face + np.uint8(8), 0, 255),
+        "071_054": face[::1, ::-1] // 2,
+    }
+    for name, picture in videos.items():
+        part = "manipulated_sequences/Deepfakes" if "_" in name else "original_sequences/youtube"
+        write_video(root / part / "c23/videos" / f"{name}.mp4", [np.roll(picture, i, 1) for i in range(25)])
+    originals = root / "original_sequences/youtube/c23/videos"
+    (originals / "003.mp4").write_bytes((originals / "071.mp4").read_bytes())  # train's 003 is test's 071
+    (originals / "054.mp4").write_bytes(b"\0" * 100)
+    for split, pairs in (("train", [["000", "003"]]), ("val", []), ("test", [["071", "054"]])):
+        write_json(root / f"{split}.json", pairs)
+    return root
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["data", *map(str, words)], catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def test_four_commands_from_raw_videos_to_faces(ff: Path, tmp_path: Path) -> None:
+    manifest, faces = tmp_path / "ff.parquet", tmp_path / "faces"
+    code, text = run("index", ff, "-o", manifest)
+    assert (code, "6 videos" in text) == (0, True)
+
+    code, text = run("verify", manifest, "--workers", 1, "--report", tmp_path / "report.txt")
+    assert code == 3
+    assert "UNREADABLE: 1" in text
+    assert "VIDEO_IN_TWO_SPLITS: 1" in text
+    report = (tmp_path / "report.txt").read_text()
+    assert re.search(r"error\tUNREADABLE\tFaceForensics\+\+/real/test/c23/-/054\tDECODE_ERROR", report)
+    known = {s.video: s for s in read_manifest(manifest)}
+    assert (known["000"].width, known["000"].frame_count, known["000"].duration_s) == (256, 25, 1.0)
+    assert known["003"].sha256 == known["071"].sha256 != ""
+    assert known["054"].bytes is None
+    before = manifest.stat().st_size
+    assert run("verify", manifest, "--quick")[0] == 3  # the doubled video is still known by its hash
+    assert manifest.stat().st_size == before
+
+    code, text = run("stats", manifest, "--by", "split,label")
+    assert code == 0
+    rows = [line.split() for line in text.splitlines()]
+    assert next(r for r in rows if r[:2] == ["train", "real"])[:3] == ["train", "real", "2"]
+    assert rows[-1][:2] == ["all", "6"]
+    assert "+" in rows[-1][-1]  # the size of one is not known
+
+    code, text = run(
+        "extract", manifest, "-o", faces, "--sample", "fps:2", "--size", 64, "--workers", 1, "--compression", "c23"
+    )
+    assert code == 3
+    assert "054.mp4" in (faces / "failed.txt").read_text()
+    table = pq.read_table(faces / "faces.parquet").to_pylist()
+    groups: dict[str, set[tuple[int, int]]] = {}
+    for row in table:
+        groups.setdefault(row["pair"], set()).add((row["label"], row["frame"]))
+    # with fps:X a real and its fake are cut at the same frames
+    assert groups["FaceForensics++/c23/000"] == {(0, 0), (1, 0), (0, 12), (1, 12)}
+
+
+def test_index_csv_for_pack_and_evaluate_and_errors_as_usage(ff: Path, tmp_path: Path) -> None:
+    assert run("index", ff, "-o", tmp_path / "index.csv")[0] == 0
+    code, _ = run("index", tmp_path / "index.csv", "-o", tmp_path / "again.parquet")
+    assert code == 0
+    again = read_manifest(tmp_path / "again.parquet")
+    assert {(s.label, s.split) for s in again} == {(0, "train"), (1, "train"), (0, "test"), (1, "test")}
+    pairs = {s.pair for s in again if s.label == 1}
+    assert pairs <= {s.pair for s in again if s.label == 0}
+    with pytest.raises(UsageError, match="cannot count by speed"):
+        run("stats", tmp_path / "again.parquet", "--by", "speed")
+    with pytest.raises(UsageError, match="nothing to extract"):
+        run("extract", tmp_path / "again.parquet", "-o", tmp_path / "x", "--split", "val")
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    path = tmp_path / "train_config.yaml"
+    path.write_text("lmdb: false\nlabel_dict:\n  FF-real: 0\n  odd: 1\n")
+    assert read_label_map(path) == {"FF-real": 0, "odd": 1}
+    path.write_text("odd: fake\n")
+    with pytest.raises(UsageError, match="FF-DF: 1"):
+        read_label_map(path)
+
+
+def test_hashes_that_a_table_tells_are_checked(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 3)
+    (tmp_path / "t.csv").write_text(f"path,label,sha256\na.mp4,real,{'0' * 64}\n")
+    assert run("index", tmp_path / "t.csv", "-o", tmp_path / "m.parquet")[0] == 0
+    code, text = run("verify", tmp_path / "m.parquet", "--workers", 1)
+    assert code == 3
+    assert "HASH_MISMATCH" in text
