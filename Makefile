@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test check bench wheel clean
+.PHONY: demo test check bench wheel test-wheel clean
 
 demo: $(READY)
 	$(BIN)/fastdetect demo --output demo
@@ -21,11 +21,28 @@ check: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python bench/screening.py
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench all --seconds 2
 
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	touch $@
+
+# One wheel: the CPU op library and, where nvcc is found, the CUDA op library. FASTDETECT_CUDA=ON insists on it.
 wheel: $(READY)
+	rm -f dist/fastdetect-*.whl
 	$(BIN)/pip wheel --no-deps --no-build-isolation -w dist .
+
+# `make test-wheel TORCH=2.11.0`: the wheel in a fresh environment with that torch (a download of 3 GB), op tests.
+WHEEL_ENV := build/wheel-torch-$(TORCH)
+test-wheel: wheel
+	test -n "$(TORCH)" || { echo "want the torch to test with: make test-wheel TORCH=2.11.0" >&2; exit 2; }
+	rm -rf $(WHEEL_ENV)
+	$(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_ENV)/bin/python -m pip install --quiet "torch==$(TORCH)" pytest pytest-timeout hypothesis
+	$(WHEEL_ENV)/bin/python -m pip install --quiet dist/fastdetect-*.whl
+	cd $(WHEEL_ENV) && bin/python -c 'import torch, fastdetect, fastdetect._host as h; print(torch.__version__, fastdetect.__file__, h.build_info())'
+	cd $(WHEEL_ENV) && bin/python -m pytest -q -p no:cacheprovider $(CURDIR)/tests/ops $(CURDIR)/tests/test_integrations.py
 
 $(READY): $(SOURCES)
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=/path/to/python3.12 ...")'

@@ -4,9 +4,13 @@ Needs a C++20 compiler, cmake, ninja and pybind11. The op library is compiled ag
 that is installed beside the package (its stable ABI, so one build serves every supported torch). Where no torch is
 installed yet, only fastdetect._host is built, and the ops run on plain torch until the package is built again with
 `pip install --no-build-isolation .`.
+
+The CUDA op library is built where nvcc is found (no GPU is needed). Environment: FASTDETECT_CUDA=OFF leaves it out, ON
+fails without nvcc; FASTDETECT_CUDA_ARCHITECTURES="90a;100" builds it for fewer GPUs, faster.
 """
 
 import importlib.machinery
+import os
 import shutil
 import subprocess
 import sys
@@ -50,8 +54,8 @@ class CMakeBuild(build_ext):
         torch = torch_dir()
         if torch is None:
             print(
-                "fastdetect: no torch with stable-ABI headers (2.11 or later) is installed, so the CPU op library "
-                "is left out.\n  Install torch, then: pip install --no-build-isolation .",
+                "fastdetect: no torch with stable-ABI headers (2.11 or later) is installed, so the op libraries "
+                "are left out.\n  Install torch, then: pip install --no-build-isolation .",
                 file=sys.stderr,
             )
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -64,9 +68,19 @@ class CMakeBuild(build_ext):
             f"-DFASTDETECT_VERSION={self.distribution.get_version()}",
             f"-DFASTDETECT_TORCH_DIR={torch or ''}",
         ]
+        cuda = os.environ.get("FASTDETECT_CUDA", "AUTO").upper()
+        if cuda not in ("AUTO", "ON", "OFF"):
+            sys.exit(f"FASTDETECT_CUDA: got {cuda!r}, want AUTO, ON or OFF")
+        names = os.environ.get("FASTDETECT_CUDA_ARCHITECTURES")
+        configure += [f"-DFASTDETECT_CUDA={cuda}"]
+        configure += [f"-DFASTDETECT_CUDA_ARCHITECTURES={names}" if names else "-UFASTDETECT_CUDA_ARCHITECTURES"]
         cmake = tool("cmake")
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *configure], check=True)
         subprocess.run([cmake, "--build", str(folder), "--target", "install"], check=True)
+        installed = (folder / "install_manifest.txt").read_text().splitlines()
+        for library in (target / "fastdetect").glob("_ops_*.so"):
+            if str(library) not in installed:  # of an earlier build with other options
+                library.unlink()
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib) / "fastdetect"

@@ -25,12 +25,13 @@ NEVER = 10**9
 
 @dataclass(frozen=True)
 class Clip:
-    """One generated clip: H.264, 25 frames a second, x264's default B-frames, fixed GOP."""
+    """One generated clip: 25 frames a second, the encoder's default B-frames, fixed GOP."""
 
     width: int
     height: int
     seconds: float
     gop: int
+    codec: str = "h264"  # or vp9
 
     @property
     def name(self) -> str:
@@ -47,6 +48,12 @@ CLIPS = [
 ]
 
 
+ENCODING: dict[str, dict[str, str]] = {
+    "h264": {"preset": "veryfast", "crf": "24", "sc_threshold": "0"},
+    "vp9": {"deadline": "realtime", "cpu-used": "8", "b": "2M"},
+}
+
+
 def make_clip(path: Path, clip: Clip) -> None:
     """Encode a panned, flickering photograph-like texture (noise with a 1/f spectrum)."""
     rng = np.random.default_rng(0)
@@ -56,9 +63,9 @@ def make_clip(path: Path, clip: Clip) -> None:
     field = np.real(np.fft.ifft2(waves)).transpose(1, 2, 0)
     texture = np.clip(128 + 50 * field / field.std(), 0, 255).astype(np.uint8)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
+        stream = container.add_stream("libx264" if clip.codec == "h264" else "libvpx-vp9", rate=25)
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "24", "g": str(clip.gop), "sc_threshold": "0"}
+        stream.options = {**ENCODING[clip.codec], "g": str(clip.gop)}
         for i in range(int(clip.seconds * 25)):
             x, y = int(150 + 140 * np.sin(i / 9)), int(150 + 140 * np.cos(i / 13))
             picture = texture[y : y + clip.height, x : x + clip.width] // 2 + np.uint8(i * 5 % 64)

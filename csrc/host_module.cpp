@@ -4,6 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -11,6 +14,8 @@
 #include <vector>
 
 #include "masked_residual.h"
+#include "synthesis.h"
+#include "synthesis_math.h"
 
 namespace py = pybind11;
 
@@ -89,7 +94,7 @@ void run(int64_t count, int threads, const Work& work) {
   std::vector<std::thread> pool;
   for (int64_t begin = share; begin < count; begin += share)
     pool.emplace_back([&work, begin, share, count] { work(begin, std::min(count, begin + share)); });
-  work(0, std::min(count, share));
+  if (count) work(0, std::min(count, share));
   for (std::thread& thread : pool) thread.join();
 }
 
@@ -158,6 +163,102 @@ std::tuple<py::array, py::array_t<float>> patch_residual(const py::array& pred_i
   return {residual, scores};
 }
 
+using Labels = py::array_t<int64_t, py::array::c_style>;
+using Vector = py::array_t<float, py::array::c_style>;
+
+fastdetect::Rows rows_of(const py::array& z) {
+  if (z.ndim() != 2 || z.shape(1) < 1) refuse("z", z, "[N, D]");
+  return {z.data(), dtype_of("z", z, false), z.shape(0), z.shape(1), stride(z, 0)};
+}
+
+Labels labels_of(const py::array& labels, const py::array& z) {
+  const char kind = labels.dtype().kind();
+  if (kind != 'i' && kind != 'u') refuse("labels", labels, "integers, 0 = real, above = fake");
+  want_shape("labels", labels, {z.shape(0)});
+  const Labels as_int64 = Labels::ensure(labels);
+  for (py::ssize_t i = 0; i < as_int64.size(); ++i)
+    if (as_int64.data()[i] < 0)
+      throw std::invalid_argument("labels: got " + std::to_string(as_int64.data()[i]) + " at row " +
+                                  std::to_string(i) + ", want 0 = real, above = fake");
+  return as_int64;
+}
+
+Vector update_center(const std::optional<Vector>& center, const py::array& z_in, const py::array& labels_in,
+                     double momentum, int threads, const std::optional<std::string>& level_name) {
+  const py::array z = rows_contiguous(z_in);
+  const fastdetect::Rows rows = rows_of(z);
+  const Labels labels = labels_of(labels_in, z);
+  if (!(momentum >= 0.0 && momentum <= 1.0))
+    throw std::invalid_argument("momentum: got " + std::to_string(momentum) + ", want 0 to 1");
+  const CpuLevel level = level_of(level_name);
+  if (center) want_shape("center", *center, {rows.width});
+  const int64_t chunks = (rows.count + fastdetect::kSumRows - 1) / fastdetect::kSumRows;
+  std::vector<float> partial(chunks * (rows.width + 1)), sums(rows.width + 1), zero(rows.width);
+  const fastdetect::SumsJob job{rows, labels.data(), partial.data(), sums.data()};
+  run(chunks, threads, [&](int64_t begin, int64_t end) { fastdetect::partial_sums(job, begin, end, level); });
+  fastdetect::finish_sums(job);
+  for (const float sum : sums)
+    if (!std::isfinite(sum)) throw std::invalid_argument("z: a real's row holds NaN or infinity");
+  Vector out(rows.width);
+  fastdetect::mix_center({center ? center->data() : zero.data(), sums.data(), rows.width, momentum,
+                          out.mutable_data()});
+  return out;
+}
+
+std::tuple<py::array, Labels, Vector> synthesize_positives(const py::array& z_in, const py::array& labels_in,
+                                                           const Vector& center, double rho, double lam_max,
+                                                           const std::optional<uint64_t>& seed,
+                                                           const std::optional<Vector>& lam, bool guard, int threads,
+                                                           const std::optional<std::string>& level_name) {
+  const py::array z = rows_contiguous(z_in);
+  const fastdetect::Rows rows = rows_of(z);
+  const Labels labels = labels_of(labels_in, z);
+  want_shape("center", center, {rows.width});
+  if (!(rho >= 0.0 && rho <= 1.0)) throw std::invalid_argument("rho: got " + std::to_string(rho) + ", want 0 to 1");
+  if (!(lam_max >= 0.0 && std::isfinite(lam_max)))
+    throw std::invalid_argument("lam_max: got " + std::to_string(lam_max) + ", want a finite number from 0");
+  if (seed.has_value() == lam.has_value()) throw std::invalid_argument("want one of seed and lam");
+  const CpuLevel level = level_of(level_name);
+  std::vector<float> similarity(rows.count);
+  std::vector<int64_t> index(rows.count);
+  fastdetect::MineState state{};
+  const fastdetect::MineJob mining{rows,       labels.data(),     center.data(), rho,
+                                   rows.count, similarity.data(), index.data(),  &state};
+  std::atomic<bool> unit_length{true};
+  run(rows.count, threads, [&](int64_t begin, int64_t end) {
+    if (!fastdetect::similarities(mining, begin, end, level)) unit_length = false;
+  });
+  fastdetect::mine(mining, unit_length);
+  if (state.bad) throw std::invalid_argument("z and center: want finite rows of unit length");
+  if (lam && !(lam->ndim() == 1 && (lam->shape(0) == rows.count || lam->shape(0) == state.mined)))
+    refuse("lam", *lam, "[N] or [M], M = " + std::to_string(state.mined));
+  for (py::ssize_t i = 0; lam && i < lam->size(); ++i)
+    if (!(lam->data()[i] >= 0.0f)) throw std::invalid_argument("lam: want numbers from 0");
+  py::array out(z.dtype(), std::vector<py::ssize_t>{state.mined, rows.width});
+  Vector applied(state.mined);
+  const fastdetect::SynthesisJob job{rows,
+                                     center.data(),
+                                     similarity.data(),
+                                     &state,
+                                     index.data(),
+                                     state.mined,
+                                     lam ? lam->data() : nullptr,
+                                     lam && lam->shape(0) == rows.count,
+                                     static_cast<float>(lam_max),
+                                     seed.value_or(0),
+                                     nullptr,
+                                     guard,
+                                     out.mutable_data(),
+                                     applied.mutable_data()};
+  run(state.mined, threads, [&](int64_t begin, int64_t end) { fastdetect::synthesize(job, begin, end, level); });
+  return {out, Labels(state.mined, index.data()), applied};
+}
+
+std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, const std::array<uint32_t, 2>& key) {
+  fastdetect::philox4x32(counter.data(), key[0], key[1]);
+  return counter;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = FASTDETECT_VERSION;
@@ -165,7 +266,8 @@ py::dict build_info() {
   info["flags"] = FASTDETECT_FLAGS;
   info["torch_headers"] = FASTDETECT_TORCH_HEADERS;  // empty: the op library was left out
   info["cpu_library"] = std::string(FASTDETECT_TORCH_HEADERS) != "";
-  info["cuda_library"] = static_cast<bool>(FASTDETECT_CUDA);
+  info["cuda_library"] = std::string(FASTDETECT_CUDA) != "";
+  info["cuda_architectures"] = FASTDETECT_CUDA;  // as "80,90a"; empty: the CUDA op library was left out
   info["cpu_level"] = fastdetect::name(fastdetect::best_cpu_level());
   return info;
 }
@@ -183,5 +285,15 @@ PYBIND11_MODULE(_host, m) {
         py::arg("level") = py::none(),
         "(residual [B, C, H, W], scores [B, L]) from pred [k, B, L, P*P*C], images [B, C, H, W] and assignment "
         "[k, L] bool.");
+  m.def("update_center", &update_center, py::arg("center"), py::arg("z"), py::arg("labels"), py::kw_only(),
+        py::arg("momentum") = 0.9, py::arg("threads") = 1, py::arg("level") = py::none(),
+        "The new centre [D] of the reals from the old one (None: none yet), z [N, D] float32 or float16 and labels [N], "
+        "0 = real.");
+  m.def("synthesize_positives", &synthesize_positives, py::arg("z"), py::arg("labels"), py::arg("center"),
+        py::kw_only(), py::arg("rho") = 0.25, py::arg("lam_max") = 0.5, py::arg("seed") = py::none(),
+        py::arg("lam") = py::none(), py::arg("guard") = true, py::arg("threads") = 1, py::arg("level") = py::none(),
+        "(z_new [M, D], index [M], lam [M]) from z [N, D] float32 or float16 of unit length, labels [N], 0 = real, and "
+        "center [D].");
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox4x32-10: four random words.");
   m.def("build_info", &build_info, "Version, compiler, flags, CPU level in use, and which libraries were built.");
 }

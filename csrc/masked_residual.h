@@ -4,12 +4,9 @@
 
 #include <cstdint>
 
+#include "core.h"
+
 namespace fastdetect {
-
-enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16, kUInt8 };
-
-// Instruction sets that the kernels are compiled for; the best one that the processor has is chosen at run time.
-enum class CpuLevel : int32_t { kBaseline, kAvx2, kAvx512 };
 
 struct Image {  // [B, C, H, W]; strides in elements, any values; uint8 stands for value / 255
   const void* data;
@@ -60,8 +57,5 @@ struct ScaleJob {  // rows of a contiguous [rows, length] array times factor[row
 void masked_patch_loss(const LossJob& job, int64_t begin, int64_t end, CpuLevel level);
 void patch_residual(const ResidualJob& job, int64_t begin, int64_t end, CpuLevel level);
 void scale_rows(const ScaleJob& job, int64_t begin, int64_t end, CpuLevel level);
-
-CpuLevel best_cpu_level();
-const char* name(CpuLevel level);
 
 }  // namespace fastdetect

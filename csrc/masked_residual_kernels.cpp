@@ -4,31 +4,10 @@
 
 #include <string.h>
 
+#include "scalars.h"
+
 namespace fastdetect::FASTDETECT_LEVEL {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(_Float16 x) { return static_cast<float>(x); }
-inline float load(uint8_t x) { return static_cast<float>(x) * (1.0f / 255.0f); }
-inline float load(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline void store(float* p, float x) { *p = x; }
-inline void store(_Float16* p, float x) { *p = static_cast<_Float16>(x); }
-inline void store(BFloat16* p, float x) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  p->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
-}
 
 struct Patch {
   int64_t batch, index, row, col;

@@ -1,5 +1,6 @@
 """The command line: one thin command per verb; whatever a verb needs is imported when it runs."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,12 @@ def screen(
     ] = None,
     threshold_suspicious: Annotated[float | None, typer.Option(help="A score instead of --fpr-suspicious.")] = None,
     threshold_manipulated: Annotated[float | None, typer.Option(help="A score instead of --fpr-manipulated.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto or torch. [auto]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, torch, onnxruntime, openvino, tensorrt or tensorrt-rtx. [auto]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. [auto]")] = None,
+    decoder: Annotated[str | None, typer.Option(help="auto (NVDEC if it can, else pyav), dali or pyav. [auto]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode and find faces. [one per core]")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of wall time per file. [120]")] = None,
     no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
@@ -103,6 +107,7 @@ def screen(
         "engine": engine,
         "device": device,
         "precision": precision,
+        "decoder": decoder,
         "workers": workers,
         "timeout": timeout,
         "media": False if no_media else None,
@@ -132,8 +137,18 @@ def demo(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Screen a portrait with every decoder and engine here, and compare.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="Of --parity.")] = "fastdetect-small",
+) -> None:
     """Say what this machine has, what is missing and what that costs."""
+    if parity:
+        from fastdetect.screening.parity import run_parity
+
+        raise typer.Exit(run_parity(model=model))
     from fastdetect.screening.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json))
@@ -174,6 +189,37 @@ def calibrate(
     from fastdetect.evaluation.calibrate import main as run
 
     raise typer.Exit(run(pack, model, splits=splits, sampling=sample))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Time every op against its floor and its peers; needs a source checkout. Its options: `bench --help`."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise UsageError(
+            "the benchmarks are in the source repository, not in the installed package: clone it, "
+            "pip install --no-build-isolation -e '.[bench]' there, and run fastdetect bench or python -m bench"
+        )
+    sys.path.insert(0, str(root))
+    raise typer.Exit(importlib.import_module("bench.__main__").main(context.args))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, tensorrt, tensorrt-rtx or torch.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")],
+    part: Annotated[str, typer.Option(help="detector, masked-image-model or face-detector.")] = "detector",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    batch: Annotated[
+        str, typer.Option(help="TensorRT: latency, balanced, throughput, a size, or least,best,most.")
+    ] = "balanced",
+    gpu: Annotated[str | None, typer.Option(metavar="SM", help="TensorRT-RTX: build for it, such as sm_89.")] = None,
+) -> None:
+    """Write a network for another runtime, with its preprocess contract and calibration inside."""
+    from fastdetect.engines.export import main as run
+
+    raise typer.Exit(run(model, to, output, part=part, precision=precision, batch=batch, gpu=gpu))
 
 
 data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)

@@ -23,6 +23,10 @@ class CheckpointError(FastdetectError):
     """A model folder is missing, incomplete, of another format, or fails its hash."""
 
 
+class EngineError(FastdetectError):
+    """An inference engine cannot be exported, built, kept or run on this machine."""
+
+
 class DataError(FastdetectError):
     """A data set, manifest or sample cannot be read as it is; the message names the path."""
 

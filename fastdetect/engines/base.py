@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from fastdetect.errors import ShapeError
+from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models.checkpoint import ModelFolder
+
+EngineName = Literal[
+    "auto", "torch", "torch-compile", "torch-cuda-graph", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
+]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,89 @@ class Engine(Protocol):
     def run(self, crops: np.ndarray) -> EngineOutput:
         """Score crops, uint8 RGB [B,S,S,3], B >= 0; a crop's scores do not depend on its batch."""
 
+    def warm_up(self) -> None:
+        """Run one batch of zeros, so that what a runtime does at its first run is done."""
+
     def close(self) -> None:
         """Free the runtime; the engine cannot run afterwards."""
+
+
+class FixedBatchEngine(ABC):
+    """Runs crops in batches of one size, the last one padded, so that every batch takes the same kernels."""
+
+    name: str
+    device: str
+    precision: str
+    image_size: int
+    batch_size: int
+    info: ModelFolder
+    grid: tuple[int, int]
+
+    def run(self, crops: np.ndarray) -> EngineOutput:
+        """Score crops.
+
+        Args:
+            crops: uint8 RGB [B,S,S,3], S = image_size, B >= 0.
+        Raises:
+            ShapeError: another shape or dtype.
+        """
+        check_crops(crops, self.image_size)
+        parts = []
+        for start in range(0, len(crops), self.batch_size):
+            some = crops[start : start + self.batch_size]
+            batch = np.zeros((self.batch_size, *some.shape[1:]), np.uint8)
+            batch[: len(some)] = some
+            parts.append([scores[: len(some)] for scores in self._scores(batch)])
+        if not parts:
+            none = np.zeros((0, 2), np.float32)
+            return EngineOutput(none, none.copy(), none.copy(), np.zeros((0, *self.grid), np.float32))
+        logits, image, residual, patches = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return EngineOutput(logits, image, residual, patches.reshape(-1, *self.grid))
+
+    def warm_up(self) -> None:
+        """Run one batch of zeros, so that what a runtime does at its first run is done."""
+        self.run(np.zeros((1, self.image_size, self.image_size, 3), np.uint8))
+
+    @abstractmethod
+    def _scores(self, batch: np.ndarray) -> Sequence[np.ndarray]:
+        """The fields of EngineOutput, float32, of one full batch."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the runtime; the engine cannot run afterwards."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes that an engine is built for: it runs `best` crops a pass, and is valid from `least` to `most`."""
+
+    name: str
+    least: int
+    best: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """Read a name of PROFILES, one batch size, or `least,best,most`; raises UsageError."""
+        if text in PROFILES:
+            return PROFILES[text]
+        try:
+            sizes = [int(part) for part in text.split(",")]
+        except ValueError:
+            sizes = []
+        if len(sizes) == 1:
+            sizes *= 3
+        if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise UsageError(
+                f"batch profile {text!r}: use {', '.join(PROFILES)}, a batch size, or least,best,most such as 1,16,64"
+            )
+        return cls(f"{sizes[0]},{sizes[1]},{sizes[2]}", *sizes)
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (Profile("latency", 1, 1, 8), Profile("balanced", 1, 16, 64), Profile("throughput", 1, 64, 256))
+}
 
 
 def check_crops(crops: np.ndarray, size: int) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
 import torch
 
-from fastdetect.engines.base import Engine
-from fastdetect.engines.torch_engine import Precision, TorchEngine
+from fastdetect.engines.base import Engine, EngineName, Precision, Profile
+from fastdetect.engines.cache import Say
+from fastdetect.engines.graph import Stored
+from fastdetect.engines.torch_engine import Mode, TorchEngine
 from fastdetect.errors import UsageError
+
+_TORCH: dict[str, Mode] = {"torch": "eager", "torch-compile": "compile", "torch-cuda-graph": "cuda-graph"}
+_SUFFIX = {"tensorrt": ".plan", "openvino": ".xml", "onnxruntime": ".onnx"}  # `auto` takes the first that is there
 
 
 def load_engine(
@@ -17,22 +27,112 @@ def load_engine(
     precision: Precision = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
+    profile: str | None = None,
+    say: Say | None = None,
 ) -> Engine:
-    """Load a model into the engine that suits this machine.
+    """Load a model into an engine.
 
     Args:
-        model: folder, shipped name or Hub id, see `TwoBranchDetector.from_pretrained`.
-        engine: `auto` or `torch`.
-        device, precision, batch_size: see `TorchEngine`.
-        threads: of the model on a CPU, set for the whole process; None leaves torch's own choice.
+        model: folder, shipped name or Hub id, see `TwoBranchDetector.from_pretrained`; or what `fastdetect export`
+            wrote: a folder, or its .onnx, .xml or .plan.
+        engine: an EngineName. `auto` takes the engine of an export, and torch for a model.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, and `gpu` for OpenVINO on Intel's.
+        precision: `auto` is the fastest whose scores are as calibrated: see the engines.
+        threads: of the model on a CPU, for torch set for the whole process; None leaves the runtime's own choice.
+        batch_size: crops of one pass; profile: or a name of `fastdetect.engines.base.PROFILES`.
+        say: hears slow steps; default: lines on standard error.
     Raises:
         UsageError: an option cannot be used.
+        MissingDependencyError: the engine's package is not installed; says which extra.
         CheckpointError: the model cannot be loaded.
+        EngineError: the engine cannot be built or kept here.
     """
-    if engine not in ("auto", "torch"):
-        raise UsageError(f"unknown engine {engine!r}; have: auto, torch")
+    if engine not in get_args(EngineName):
+        raise UsageError(f"unknown engine {engine!r}; have: {', '.join(get_args(EngineName))}")
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    return TorchEngine(model, device=device, precision=precision, batch_size=batch_size)
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+    named = str(batch_size) if batch_size else profile
+    shape = Profile.parse(named) if named else None
+    if engine == "auto":
+        engine = next((name for name, suffix in _SUFFIX.items() if _exported(model, suffix)), "torch")
+    if engine in _TORCH:
+        size = shape.best if shape else None
+        return TorchEngine(model, device=device, precision=precision, batch_size=size, mode=_TORCH[engine])
+    build = {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(engine, _tensorrt)
+    options = _Options(engine, device, precision, threads, shape, say or _tell)
+    built = build(model, options)
+    if built.device != "cpu":
+        built.warm_up()
+    return built
+
+
+@dataclass(frozen=True)
+class _Options:
+    engine: str
+    device: str
+    precision: Precision
+    threads: int | None
+    shape: Profile | None
+    say: Say
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.shape.best if self.shape else None
+
+
+def _onnxruntime(model: str, o: _Options) -> Engine:
+    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.onnxruntime_engine import OnnxRuntimeEngine, best_device, check
+
+    device = best_device() if o.device == "auto" else o.device
+    file = _exported(model, ".onnx")
+    default: Stored = "fp32" if device == "cpu" else "fp16"
+    check(device, default if o.precision == "auto" else o.precision)
+    graph = cached_graph(str(file or model), o.precision, default, o.say)
+    return OnnxRuntimeEngine(graph, device=device, threads=o.threads, batch_size=o.batch_size)
+
+
+def _openvino(model: str, o: _Options) -> Engine:
+    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.openvino_engine import OpenVinoEngine, check
+
+    device = "cpu" if o.device == "auto" else o.device
+    precision = "fp32" if o.precision == "auto" else o.precision
+    check(device, precision)
+    source = _exported(model, ".xml") or cached_graph(model, "fp32", "fp32", o.say)
+    return OpenVinoEngine(source, device=device, precision=precision, threads=o.threads, batch_size=o.batch_size)
+
+
+def _tensorrt(model: str, o: _Options) -> Engine:
+    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.tensorrt_build import gpu_here, load_runtime
+    from fastdetect.engines.tensorrt_engine import TensorRtEngine, read_plan
+
+    file = _exported(model, ".plan")
+    plan = read_plan(file) if file else None
+    # `auto` cannot tell the two runtimes apart by a file's name
+    runtime = "tensorrt-rtx" if plan and plan.plan.key["runtime"].startswith("tensorrt-rtx") else o.engine
+    load_runtime(runtime)
+    if o.device == "cpu":
+        raise UsageError(f"{runtime} runs on CUDA devices, got device 'cpu'; use --engine onnxruntime or openvino")
+    device = "cuda" if o.device == "auto" else o.device
+    gpu_here(device)
+    source = plan or cached_graph(model, o.precision, "fp16", o.say)
+    return TensorRtEngine(source, runtime=runtime, device=device, profile=o.shape, say=o.say)
+
+
+def _exported(model: str, suffix: str) -> Path | None:
+    """The file of an export with this suffix, None where there is none."""
+    path = Path(model)
+    file = path if path.suffix == suffix else path / f"detector{suffix}"
+    return file if file.is_file() else None
+
+
+def _tell(text: str) -> None:
+    print(f"fastdetect: {text}", file=sys.stderr, flush=True)

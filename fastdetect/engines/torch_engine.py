@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastdetect.engines.base import EngineOutput, check_crops
+from fastdetect.engines.base import FixedBatchEngine, Precision
+from fastdetect.engines.scorer import FaceScorer
 from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector
 
-Precision = Literal["auto", "fp32", "bf16"]
+Mode = Literal["eager", "compile", "cuda-graph"]
+Scorer = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-class TorchEngine:
+class TorchEngine(FixedBatchEngine):
     """Runs a detector in fixed batches of `batch_size`, the last one padded.
 
     Every batch has the same shape, so the same kernels add in the same order: a crop's scores are bit-equal
@@ -26,9 +29,11 @@ class TorchEngine:
     Args:
         model: a detector (copied, never changed), or a name for `TwoBranchDetector.from_pretrained`.
         device: `auto` (CUDA if there is one), or what torch takes.
-        precision: `bf16` converts the masked image model and the backbones, never the heads or the residual;
+        precision: `bf16`, `fp16` convert the masked image model and the backbones, never the heads or the residual;
             `auto` is bf16 on CUDA and on CPUs with AMX, where it is faster, and fp32 elsewhere.
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
+        mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
+            batch and replays them, CUDA only.
     """
 
     def __init__(
@@ -38,7 +43,10 @@ class TorchEngine:
         device: str = "auto",
         precision: Precision = "auto",
         batch_size: int | None = None,
+        mode: Mode = "eager",
     ) -> None:
+        if mode not in get_args(Mode):
+            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if precision not in get_args(Precision):
             raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         if batch_size is not None and batch_size < 1:
@@ -46,44 +54,59 @@ class TorchEngine:
         where = _device(device)
         if precision == "auto":
             precision = "bf16" if where.type == "cuda" or cpu_has_amx() else "fp32"
+        if mode == "cuda-graph" and where.type != "cuda":
+            raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
-        self._model = prepare(loaded, where, precision)
+        prepare(loaded, where, precision)
         self.info = loaded.info
-        self.name = f"torch-{torch.__version__.split('+')[0]}"
+        self.name = f"torch-{torch.__version__.split('+')[0]}" + ("" if mode == "eager" else f"-{mode}")
         self.device = str(where)
-        self.precision: str = precision
+        self.precision = precision
         self.batch_size = batch_size or (64 if where.type == "cuda" else 16)
         self.image_size = loaded.config.image_size
-        self._grid = loaded.config.mim.grid
-
-    def run(self, crops: np.ndarray) -> EngineOutput:
-        """Score crops.
-
-        Args:
-            crops: uint8 RGB [B,S,S,3], S = image_size, B >= 0.
-        Raises:
-            ShapeError: another shape or dtype.
-        """
-        check_crops(crops, self.image_size)
-        parts = [self._run(crops[i : i + self.batch_size]) for i in range(0, len(crops), self.batch_size)]
-        if not parts:
-            none = np.zeros((0, 2), np.float32)
-            return EngineOutput(none, none.copy(), none.copy(), np.zeros((0, *self._grid), np.float32))
-        logits, image, residual, patches = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return EngineOutput(logits, image, residual, patches.reshape(-1, *self._grid))
+        self.grid = loaded.config.mim.grid
+        self._run: Scorer = _eager(loaded)
+        if mode == "compile":
+            self._run = torch.compile(FaceScorer(loaded).eval(), dynamic=False, fullgraph=True)
+        elif mode == "cuda-graph":
+            self._run = _recorded(FaceScorer(loaded, plain=False).eval(), self.batch_size, self.image_size)
 
     def close(self) -> None:
         """Free the model."""
-        del self._model
+        del self._run
 
     @torch.inference_mode()
-    def _run(self, crops: np.ndarray) -> tuple[np.ndarray, ...]:
-        batch = np.zeros((self.batch_size, *crops.shape[1:]), np.uint8)
-        batch[: len(crops)] = crops
-        images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
-        out = self._model(images)
-        wanted = (out.logits, out.image_logits, out.residual_logits, out.patch_scores)
-        return tuple(t[: len(crops)].float().cpu().numpy() for t in wanted)
+    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
+        return [scores.float().cpu().numpy() for scores in self._run(torch.from_numpy(batch).to(self.device))]
+
+
+def _eager(model: TwoBranchDetector) -> Scorer:
+    def run(crops: Tensor) -> tuple[Tensor, ...]:
+        out = model(crops.permute(0, 3, 1, 2))
+        return out.logits, out.image_logits, out.residual_logits, out.patch_scores
+
+    return run
+
+
+def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
+    """The scorer as one CUDA graph over fixed buffers."""
+    crops = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=next(scorer.parameters()).device)
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(crops.device)
+    with torch.inference_mode():
+        side.wait_stream(torch.cuda.current_stream(crops.device))
+        with torch.cuda.stream(side):  # libraries choose and allocate in the first runs, which must not be recorded
+            for _ in range(3):
+                scorer(crops)
+        torch.cuda.current_stream(crops.device).wait_stream(side)
+        with torch.cuda.graph(graph):
+            scores = scorer(crops)
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        crops.copy_(batch)
+        graph.replay()
+        return scores
+
+    return run
 
 
 def cpu_has_amx() -> bool:
@@ -101,9 +124,9 @@ def prepare(model: TwoBranchDetector, device: torch.device, precision: str) -> T
         if not branch.selects_tokens:
             fold_batch_norm(branch.net, torch.zeros(1, 3, size, size))
             branch.net.to(memory_format=torch.channels_last)
-    if precision == "bf16":
+    if precision != "fp32":
         for part in (model.mim, model.image_branch, model.residual_branch):
-            part.bfloat16()
+            part.to(torch.bfloat16 if precision == "bf16" else torch.float16)
     return model.to(device)
 
 

@@ -1,5 +1,16 @@
 """Tensor ops: fused kernels behind plain functions, each with an eager truth in fastdetect.ops.reference."""
 
+from fastdetect.ops.hard_negatives import FusedNegatives, fuse_hard_negatives
 from fastdetect.ops.masked_residual import masked_patch_loss, patch_residual
+from fastdetect.ops.positive_synthesis import synthesize_positives, update_center
+from fastdetect.ops.supcon_margin import supcon_margin_loss
 
-__all__ = ["masked_patch_loss", "patch_residual"]
+__all__ = [
+    "FusedNegatives",
+    "fuse_hard_negatives",
+    "masked_patch_loss",
+    "patch_residual",
+    "supcon_margin_loss",
+    "synthesize_positives",
+    "update_center",
+]

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdetect.errors import UsageError
 
 LIBRARY = Path(__file__).parents[1] / "_ops_cpu.so"
+CUDA_LIBRARY = Path(__file__).parents[1] / "_ops_cuda.so"
 
 
 def backend() -> str:
@@ -38,6 +39,27 @@ def load_cpu_library() -> bool:
             f"fastdetect's C++ ops are not available ({LIBRARY.name}: {error}), so CPU tensors take plain torch, "
             "many times slower; build them with `pip install --no-build-isolation .` (editable: `-e .`) once torch "
             "is installed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def load_cuda_library() -> bool:
+    """Load the C++/CUDA ops of positive synthesis; where they are missing or not for this GPU, warn once and say no."""
+    try:
+        if not CUDA_LIBRARY.is_file():
+            raise OSError("the file does not exist")
+        torch.ops.load_library(str(CUDA_LIBRARY))
+        if not torch.ops.fastdetect_cuda.runs_here():
+            raise OSError("it has no code for this GPU")
+    except OSError as error:
+        warnings.warn(
+            f"fastdetect's CUDA ops are not available ({CUDA_LIBRARY.name}: {error}), so positive synthesis on CUDA "
+            "tensors takes plain torch, several times slower; build them where nvcc is installed with "
+            "`FASTDETECT_CUDA=ON pip install --no-build-isolation .`",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -87,3 +109,15 @@ def fused(pred: Tensor, images: Tensor, length: int) -> bool:
         _warn_row_too_long(length, MAX_CUDA_PATCH)
         return False
     return pred.device.type in ("cpu", "cuda") and _available(pred.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _synthesis_library(device_type: str) -> bool:
+    return load_cpu_library() if device_type == "cpu" else load_cuda_library()
+
+
+def fused_synthesis(z: Tensor, center: Tensor | None) -> bool:
+    """Whether the C++ core of positive synthesis takes these tensors: CPU or CUDA, not float64."""
+    if backend() == "reference" or torch.float64 in (z.dtype, z.dtype if center is None else center.dtype):
+        return False
+    return z.device.type in ("cpu", "cuda") and _synthesis_library(z.device.type)

@@ -29,12 +29,18 @@ class ScreenConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = Field(default="fastdetect-small", description="model folder, shipped name or Hub id")
-    engine: Literal["auto", "torch"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal[  # as fastdetect.engines.base, whose import takes torch with it
+        "auto", "torch", "torch-compile", "torch-cuda-graph", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
+    ] = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|gpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    profile: Literal["latency", "balanced", "throughput"] | None = Field(
+        default=None, description="batch sizes of the engine; default: the engine's own"
+    )
     sample: str = Field(default="uniform:16", description="uniform:N | fps:X | keyframes | all")
     max_seconds: float | None = Field(default=None, gt=0, description="look at the first seconds only")
     faces: Literal["all", "largest"] = "all"
+    decoder: Literal["auto", "dali", "pyav"] = Field("auto", description="auto: NVDEC where it can be used, else PyAV")
     workers: int | None = Field(None, ge=1, le=256, description="decode and detection processes; default: cores")
     threads: int | None = Field(default=None, ge=1, description="of the model; default: half the cores")
     timeout: float = Field(default=120.0, gt=0, description="seconds of wall time per file")

@@ -248,12 +248,14 @@ def _gpu() -> Iterator[Finding]:
         yield Finding(
             "Triton", "missing", "not installed", "ops on CUDA tensors take plain torch", "pip install triton"
         )
-    decode = _has("fastdetect.video", "dali")
-    nvdec = [name for name in ("libnvcuvid.so.1", "libnvidia-encode.so.1") if _opens(name)]
-    yield _optional("NVDEC (video decoder of the GPU)", ", ".join(nvdec), decode, "videos are decoded on the CPU",
-                    "install NVIDIA's driver with its video libraries")  # fmt: skip
-    dali = next((f"{p} {_version(p)}" for p in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if _version(p)), "")
-    yield _optional("DALI", dali, decode, "videos are decoded on the CPU", "pip install nvidia-dali-cuda130")
+    from fastdetect.video.dali import INSTALL, PACKAGES
+    from fastdetect.video.lanes import DALI_CPU_CODECS, nvdec
+
+    cost, capability = "videos are decoded on the CPU", nvdec(0)
+    found = f"libnvcuvid, compute capability {capability[0]}.{capability[1]}" if capability else ""
+    yield _optional("NVDEC (video decoder of the GPU)", found, True, cost, "install NVIDIA's driver with libnvcuvid")
+    dali = next((f"{p} {_version(p)}, on the CPU {', '.join(DALI_CPU_CODECS)}" for p in PACKAGES if _version(p)), "")
+    yield _optional("DALI", dali, True, cost, INSTALL)
 
 
 def _engines() -> Iterator[Finding]:
@@ -294,14 +296,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _opens(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _driver_version() -> str | None:

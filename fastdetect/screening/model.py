@@ -43,6 +43,7 @@ class Model:
             device=config.device,
             precision=config.precision,
             threads=config.threads or default_threads(),
+            profile=config.profile,
         )
         info = engine.info
         calibration = Calibration.from_config(info.calibration) if info.calibration else None
@@ -78,7 +79,7 @@ class Model:
     def identity(self, config: ScreenConfig) -> dict[str, Any]:
         """Everything that can change a row's scores or verdict, as JSON values."""
         facts = self.facts() | {"thresholds": [limit.model_dump() for limit in self.thresholds]}
-        options = {"sample", "max_seconds", "faces", "detection", "verdict"}
+        options = {"sample", "max_seconds", "decoder", "faces", "detection", "verdict"}
         return {
             "fastdetect": __version__,
             **facts,

@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fastdetect.screening.model import Model
 from fastdetect.screening.results import FaceRow, MediaFacts, Row, TrackRow, save_media
 from fastdetect.screening.stages import Extracted, StageSettings, file_sha256
 from fastdetect.screening.verdict import Verdict, judge
+from fastdetect.video.lanes import this_machine
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
 
 MEDIA_FACES = 8  # crops kept per person for the report
@@ -49,6 +50,9 @@ class Screener:
             max_faces=config.detection.max_faces,
             crop_size=model.preprocess.size,
             crop_margin=model.preprocess.margin,
+            decoder=config.decoder,
+            decode_device=_nvdec_device(config.device),
+            decode_timeout_s=config.timeout / 2,  # time is left to do it again with PyAV
         )
 
     def screen(self, files: Sequence[InputFile], stop: threading.Event | None = None) -> Iterator[Row]:
@@ -79,6 +83,8 @@ class Screener:
             return
         found: queue.Queue[JobResult | FastdetectError | None] = queue.Queue(maxsize=self.workers)
         limits = WorkerLimits(timeout_s=self.config.timeout, cpu_s=2 * self.config.timeout)
+        if self.config.decoder != "pyav" and this_machine(self.settings.decode_device).nvdec:
+            limits = replace(limits, address_space_bytes=None)  # CUDA reserves more than it uses
         pool = WorkerPool(
             "fastdetect.screening.stages:Extractor",
             workers=min(self.workers, len(paths)),
@@ -141,6 +147,7 @@ class Screener:
             tracks=tracks,
             decoder=found.decoder,
             decode_method=found.method,
+            decode_note=found.note,
             sampling=self.config.sample,
             max_seconds=self.config.max_seconds,
             fastdetect=__version__,
@@ -162,6 +169,11 @@ class Screener:
         )
         answer.reasons += found.reasons
         return answer
+
+
+def _nvdec_device(device: str) -> int | None:
+    """The GPU that decodes: the model's, none where that is the CPU or another maker's GPU."""
+    return None if device in ("cpu", "gpu") else int(device.partition(":")[2] or 0)
 
 
 def default_workers() -> int:

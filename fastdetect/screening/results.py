@@ -122,6 +122,7 @@ class Row(_Model):
     tracks: list[TrackRow] = Field(default_factory=list)
     decoder: str | None = None
     decode_method: str | None = None
+    decode_note: str = Field(default="", description="why the decoder that was asked for was not used")
     engine: str
     device: str
     precision: str

@@ -28,6 +28,7 @@ from fastdetect.screening.report import write_report
 from fastdetect.screening.results import Row, RunInfo
 from fastdetect.screening.store import ResultStore, fingerprint
 from fastdetect.screening.terminal import ScreenProgress, print_summary
+from fastdetect.video.lanes import check_decoder
 
 EXIT_CLEAN, EXIT_FLAGGED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
 _PACKAGES = ("torch", "timm", "av", "onnxruntime", "numpy", "opencv-python-headless")
@@ -55,6 +56,7 @@ def run_screening(
     Raises:
         FastdetectError: the run cannot start (model, options, output folder). A bad file is a row instead.
     """
+    check_decoder(config.decoder)
     started = _now()
     media = output / "media" if config.media else None
     order = [path_text(file.path) for file in files]
@@ -76,6 +78,12 @@ def run_screening(
                 store.append(row)
                 tally.add(row)
                 progress.update(row)
+        if config.decoder == "dali" and tally.notes:
+            (why, most), count = tally.notes.most_common(1)[0], tally.notes.total()
+            model.warnings.append(
+                f"{count} of {tally.files} files were decoded by PyAV, not DALI; {most} of them because {why}"
+            )
+            print(f"fastdetect: {model.warnings[-1]}", file=sys.stderr)
         counts = Counter(row.verdict if row.status == "ok" else "failed" for row in store.rows())
         interrupted = tally.files < len(todo)
         run = RunInfo(
@@ -110,12 +118,14 @@ class Tally:
         self.files = 0
         self.footage_s = 0.0
         self.stages: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.begin = time.perf_counter()
 
     def add(self, row: Row) -> None:
         """Count a row."""
         self.files += 1
         self.stages.update(row.timings_s)
+        self.notes.update([row.decode_note.removeprefix(f"{row.path!r} is ")] if row.decode_note else [])
         self.footage_s += (row.media.duration_s or 0.0) if row.media else 0.0
 
     def figures(self) -> dict[str, Any]:

@@ -17,14 +17,16 @@ from fastdetect.faces.quality import FaceQuality, face_quality
 from fastdetect.faces.tracker import Track, track
 from fastdetect.reasons import Reason
 from fastdetect.screening.inputs import file_key
+from fastdetect.video.dali import TIMEOUT_S
+from fastdetect.video.lanes import Decoder, DecoderName
 from fastdetect.video.probe import Limits, VideoInfo, check_file
-from fastdetect.video.pyav import Frame, decode
+from fastdetect.video.pyav import Frame
 from fastdetect.video.sampling import SamplingPolicy
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What a worker needs to know; all of it can change a score, except `threads`."""
+    """What a worker needs to know; all of it can change a score, except `threads` and `decode_timeout_s`."""
 
     sampling: str
     max_seconds: float | None
@@ -35,6 +37,9 @@ class StageSettings:
     max_faces: int
     crop_size: int
     crop_margin: float
+    decoder: DecoderName = "auto"
+    decode_device: int | None = None  # the GPU whose NVDEC may be used
+    decode_timeout_s: float = TIMEOUT_S  # in DALI, before a file is given to PyAV
     threads: int = 1
 
 
@@ -62,6 +67,7 @@ class Extracted:
     reasons: list[Reason] = field(default_factory=list)
     decoder: str | None = None
     method: str | None = None
+    note: str = ""
     frames_sampled: int = 0
     frames_decoded: int = 0
     faces_found: int = 0
@@ -77,6 +83,12 @@ class Extractor:
         cv2.setNumThreads(settings.threads)  # the processes are the parallelism
         self.settings = settings
         self.policy = SamplingPolicy.parse(settings.sampling)
+        self.decoder = Decoder(
+            settings.decoder,
+            device=settings.decode_device,
+            threads=settings.threads,
+            timeout_s=settings.decode_timeout_s,
+        )
         self.detector = CenterFaceDetector(
             threads=settings.threads, detect_side=settings.detect_side, score_threshold=settings.detect_score
         )
@@ -98,13 +110,9 @@ class Extractor:
             check_file(path, Limits())
             done.sha256 = file_sha256(path)
         with _timed(done, "decode"):
-            clip = decode(path, self.policy, max_seconds=settings.max_seconds, threads=settings.threads)
-        done.info, done.reasons, done.decoder, done.method = (
-            clip.info,
-            clip.reasons,
-            clip.decoder,
-            clip.method,
-        )
+            clip = self.decoder.decode(path, self.policy, max_seconds=settings.max_seconds)
+        done.info, done.reasons = clip.info, clip.reasons
+        done.decoder, done.method, done.note = clip.decoder, clip.method, clip.note
         done.frames_sampled, done.frames_decoded = len(clip.frames), clip.frames_decoded
         pictures = [frame.rgb for frame in clip.frames]
         with _timed(done, "detect"):

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import PairSource, PairStream, batch_seed
 from fastdetect.errors import UsageError
 from fastdetect.evaluation.metrics import roc_auc
+from fastdetect.losses import RealCentricLoss, SupConLoss
 from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector, area_resize
 from fastdetect.models.inpainting import inpaint
@@ -52,6 +53,11 @@ class TrainConfig(BaseModel):
         steps, minutes: the budget, one of them. `minutes` counts the time spent in this run.
         pairs: reals in a batch, with as many fakes.
         lr, weight_decay, warmup: AdamW's, with linear warm-up over `warmup` of the budget, then cosine.
+        resynthesis: share, of the fakes that are not redrawn, whose whole picture was resynthesised; the others are
+            self-blends and swaps, 55 to 45.
+        loss: "ce" alone, or with it "supcon" or "real-centric" on the embeddings [METHODS 2.5].
+        contrast_weight, temperature, margin: of that second term; the margin is real-centric's only.
+        synthesis, fusion: whether real-centric makes hard positives and hard negatives.
         branch_weight: weight of each branch's own cross-entropy [ours: 0.5].
         label_smoothing: of all cross-entropies.
         easy_until: share of the budget over which fakes go from easy to as faint as they get.
@@ -82,6 +88,13 @@ class TrainConfig(BaseModel):
     lr: Positive = 5e-4
     weight_decay: float = 0.02
     warmup: float = Field(default=0.02, ge=0, lt=1)
+    resynthesis: float = Field(default=0.27, ge=0, le=1)
+    loss: Literal["ce", "supcon", "real-centric"] = "ce"
+    contrast_weight: float = Field(default=0.1, ge=0)
+    temperature: Positive = 0.1
+    margin: float = Field(default=0.1, ge=0)
+    synthesis: bool = True
+    fusion: bool = True
     branch_weight: float = 0.5
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     easy_until: float = Field(default=0.5, ge=0, le=1)
@@ -132,22 +145,38 @@ def frozen_stages(net: nn.Module, count: int) -> list[nn.Module]:
 
 
 class Objective(nn.Module):
-    """Cross-entropy of the fused head and of each branch's own [METHODS 1.5]."""
+    """Cross-entropy of the fused head and of each branch's own [METHODS 1.5], with a contrastive term [METHODS 2.5]."""
 
     def __init__(self, model: TwoBranchDetector, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
+        self.contrast: RealCentricLoss | SupConLoss | None = None
+        if config.loss == "real-centric":
+            self.contrast = RealCentricLoss(
+                model.config.embed_dim, temperature=config.temperature, margin=config.margin, seed=config.seed,
+                rho=0.25 if config.synthesis else 0.0, n_fused=64 if config.fusion else 0,
+            )  # fmt: skip
+        elif config.loss == "supcon":
+            self.contrast = SupConLoss(temperature=config.temperature, base_temperature=config.temperature)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         model, c = self.model, self.config
         smooth = c.label_smoothing
-        if not c.residual:
-            logits = model.image_head(model.drop(model.image_branch((images - model.mean) / model.std, None)))
-            return F.cross_entropy(logits.float(), labels, label_smoothing=smooth)
-        out = model(images)
-        loss = F.cross_entropy(out.logits, labels, label_smoothing=smooth)
-        for branch in (out.image_logits, out.residual_logits):
-            loss = loss + c.branch_weight * F.cross_entropy(branch, labels, label_smoothing=smooth)
+        if c.residual:
+            out = model(images)
+            embedding = out.embedding
+            loss = F.cross_entropy(out.logits, labels, label_smoothing=smooth)
+            for branch in (out.image_logits, out.residual_logits):
+                loss = loss + c.branch_weight * F.cross_entropy(branch, labels, label_smoothing=smooth)
+        else:
+            features = model.image_branch((images - model.mean) / model.std, None).float()
+            loss = F.cross_entropy(model.image_head(model.drop(features)).float(), labels, label_smoothing=smooth)
+            nothing = features.new_zeros(len(features), model.residual_branch.features)
+            embedding = F.normalize(model.projection(torch.cat([features, nothing], 1)).float(), dim=1)
+        if isinstance(self.contrast, RealCentricLoss):
+            loss = loss + c.contrast_weight * self.contrast(embedding, labels)
+        elif self.contrast is not None:
+            loss = loss + c.contrast_weight * self.contrast(embedding[:, None], labels)
         return loss
 
 
@@ -208,8 +237,9 @@ def train(config: TrainConfig, console: Console) -> Path:
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr)
     average = copy.deepcopy(model).requires_grad_(False)
+    objective = Objective(model, config).to(device)
     state_file = config.output / "state.pt"
-    step = load_state(state_file, model, average, optimizer, budget) if config.resume else 0
+    step = load_state(state_file, objective, average, optimizer, budget) if config.resume else 0
     pack = FacePack.load(config.pack)
     size = config.detector.image_size
     redraw = Redrawer(copy.deepcopy(model.mim).cpu()) if config.redraw and (config.mim or config.init) else None
@@ -221,14 +251,15 @@ def train(config: TrainConfig, console: Console) -> Path:
     def fakes(number: int) -> ForgeryConfig:
         share = budget.share(number)
         easy = min(1.0, share / config.easy_until) if config.easy_until else 1.0
-        rest = 1 - config.redraw if redraw else 1.0
-        return ForgeryConfig(kinds=(0.4 * rest, 0.33 * rest, 1 - rest, 0.27 * rest), difficulty=0.2 + 0.8 * easy)
+        redrawn = config.redraw if redraw else 0.0
+        whole = (1 - redrawn) * config.resynthesis
+        pasted = 1 - redrawn - whole
+        return ForgeryConfig(kinds=(0.55 * pasted, 0.45 * pasted, redrawn, whole), difficulty=0.2 + 0.8 * easy)
 
     stream = PairStream(source, config.pairs, seed=config.seed, start=step, config=fakes)
     loader = iter(
         DataLoader(stream, batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None)
     )
-    objective = Objective(model, config)
     log = (config.output / "log.jsonl").open("a")
     started = saved = time.monotonic()
     images_seen, running = 0, 0.0
@@ -265,7 +296,7 @@ def train(config: TrainConfig, console: Console) -> Path:
             log.flush()
             console.print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
             average.save_pretrained(config.output / "model", dtype=torch.float16, license="research-use only")
-            save_state(state_file, step, model, average, optimizer, budget)
+            save_state(state_file, step, objective, average, optimizer, budget)
     return config.output / "model"
 
 

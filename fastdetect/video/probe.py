@@ -88,6 +88,9 @@ class VideoInfo:
     video_streams: int
     is_image: bool
     sample_aspect: float = 1.0  # pixel width / height; noted, not applied
+    colour_matrix: int = 2  # as in H.273: 1 = BT.709, 5 and 6 = BT.601, 2 = not named
+    interlaced: bool = False
+    display_axes: tuple[bool, bool, bool] = (False, False, False)  # swap axes, then flip x, flip y, to show it upright
 
 
 def check_file(path: str, limits: Limits) -> None:
@@ -284,7 +287,8 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
         set_up_decoder(stream, limits)
         frame = first_frame(container, stream, path)
         limits.check("max_pixels", frame.width * frame.height, f"{frame.width}x{frame.height} picture")
-        swap, _, _ = display_axes(frame)
+        axes = display_axes(frame)
+        swap, _, _ = axes
         name = container.format.name
         rate = stream.average_rate or stream.guessed_rate
         aspect = stream.sample_aspect_ratio
@@ -308,4 +312,7 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
             or name in ("image2", "ico")
             or container.metadata.get("major_brand") in _STILL_BRANDS,
             sample_aspect=float(aspect) if aspect else 1.0,
+            colour_matrix=int(frame.colorspace),
+            interlaced=bool(frame.interlaced_frame),
+            display_axes=axes,
         )

@@ -37,7 +37,7 @@ _SHORTFALL = 0.02  # a file with over 2 % fewer packets than it declares frames 
 # Decoders that obey skip_frame packet by packet; dav1d reads it once, as it opens, and would drop some.
 _SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 
-Method = Literal["sequential", "seek", "keyframes", "image"]
+Method = Literal["sequential", "seek", "keyframes", "image", "frame-list"]  # the last is DALI's
 
 
 @dataclass
@@ -61,6 +61,7 @@ class DecodedClip:
     frames_decoded: int
     method: Method
     seconds: float
+    note: str = ""  # why another decoder was not used
 
 
 @dataclass

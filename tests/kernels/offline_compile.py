@@ -24,6 +24,7 @@ class Usage:
     shared: int  # bytes
     widest_load: int  # bits
     widest_store: int
+    matrix: int  # HMMA or HGMMA instructions
 
 
 def compile_for(
@@ -32,6 +33,7 @@ def compile_for(
     signature: dict[str, str],  # by argument: a Triton type; "/16" behind it: the launcher sees a multiple of 16
     constants: dict[str, int | float | bool],
     warps: int,
+    stages: int = 3,
 ) -> Usage:
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
     attrs = {
@@ -41,7 +43,8 @@ def compile_for(
     }
     types = {name: kind.removesuffix("/16") for name, kind in types.items()}
     source = ASTSource(kernel, types, constexprs=constants, attrs=attrs)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -62,6 +65,7 @@ def compile_for(
         shared=max(found["SHARED"], compiled.metadata.shared),
         widest_load=widest("LDG"),
         widest_store=widest("STG"),
+        matrix=len(re.findall(r"\bHG?MMA\b", sass)),
     )
 
 

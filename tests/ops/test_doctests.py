@@ -1,11 +1,13 @@
 """The examples in the ops' docstrings run as they are written."""
 
 import doctest
+import importlib
 
-from fastdetect.ops import masked_residual
+import pytest
 
 
-def test_examples() -> None:
-    result = doctest.testmod(masked_residual)
-    assert result.attempted >= 6
+@pytest.mark.parametrize(("module", "lines"), [("masked_residual", 6), ("positive_synthesis", 6)])
+def test_examples(module: str, lines: int) -> None:
+    result = doctest.testmod(importlib.import_module(f"fastdetect.ops.{module}"))
+    assert result.attempted >= lines
     assert result.failed == 0

@@ -6,7 +6,7 @@ import torch
 
 import fastdetect
 from fastdetect import _host
-from fastdetect.ops import masked_patch_loss, patch_residual
+from fastdetect.ops import masked_patch_loss, patch_residual, synthesize_positives, update_center
 
 LEVELS = ["baseline", "avx2", "avx512"]
 HAVE = LEVELS[: LEVELS.index(_host.build_info()["cpu_level"]) + 1]
@@ -113,6 +113,82 @@ def test_residual_errors() -> None:
         _host.patch_residual(pred[None], images, np.ones((1, 6), bool), patch_size=7, clamp=0.0)
 
 
+def faces(dtype: str = "float32") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    z = 1.0 + 1.5 * rng.standard_normal((300, 24))
+    z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(dtype)
+    labels = rng.integers(0, 3, 300)
+    center = z[labels == 0].astype(np.float32).mean(axis=0)
+    return z, labels, center / np.linalg.norm(center)
+
+
+@pytest.mark.parametrize("level", HAVE)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_synthesis_is_the_op(level: str, threads: int, dtype: str) -> None:
+    z, labels, center = faces(dtype)
+    tensors = [torch.from_numpy(array) for array in (z, labels, center)]
+    options = {"threads": threads, "level": level}
+    by_row = np.linspace(0, 1, 300, dtype=np.float32)
+    for draw, again in (({"seed": 5}, {"seed": 5}), ({"lam": by_row}, {"lam": torch.from_numpy(by_row)})):
+        z_new, index, lam = _host.synthesize_positives(z, labels, center, rho=0.5, **draw, **options)
+        expected = synthesize_positives(*tensors, rho=0.5, **again)
+        assert z_new.dtype == z.dtype
+        np.testing.assert_array_equal(index, expected[1].numpy())
+        np.testing.assert_array_equal(lam, expected[2].numpy())
+        np.testing.assert_allclose(z_new, expected[0].numpy(), rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-6)
+    for old in (None, center):
+        new = _host.update_center(old, z, labels.astype(np.int32), momentum=0.7, **options)
+        expected = update_center(None if old is None else tensors[2], tensors[0], tensors[1], momentum=0.7)
+        np.testing.assert_allclose(new, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_synthesis_edges() -> None:
+    z, labels, center = faces()
+    none = _host.synthesize_positives(z, labels * 0 + 1, center, seed=1)
+    assert [array.shape for array in none] == [(0, 24), (0,), (0,)]
+    np.testing.assert_array_equal(_host.update_center(center, z, labels * 0 + 1), center)
+    wide = np.zeros((300, 30), np.float32)
+    wide[:, 3:27] = z
+    expected = _host.synthesize_positives(z, labels, center, seed=2**64 - 1)
+    for view in (wide[:, 3:27], np.asfortranarray(z)):
+        for a, b in zip(_host.synthesize_positives(view, labels, center, seed=2**64 - 1), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": np.ones(3, np.float32)}, r"z: got shape \[3\] .*want \[N, D\]"),
+        ({"z": np.ones((300, 24))}, r"z: .*float64, want dtype float32 or float16"),
+        ({"z": np.ones((300, 24), np.float32)}, r"z and center: want finite rows of unit length"),
+        ({"labels": np.zeros(299, np.int64)}, r"labels: got shape \[299\].*want shape \[300\]"),
+        ({"labels": np.zeros(300)}, r"labels: .*float64, want integers"),
+        ({"labels": np.full(300, -2)}, r"labels: got -2 at row 0, want 0 = real"),
+        ({"center": np.ones(23, np.float32)}, r"center: got shape \[23\].*want shape \[24\]"),
+        ({"center": np.zeros(24, np.float32)}, r"z and center: want finite rows of unit length"),
+        ({"rho": -0.1}, r"rho: got -0.1"),
+        ({"lam_max": float("inf")}, r"lam_max: got inf"),
+        ({"lam": np.ones(300, np.float32)}, r"want one of seed and lam"),
+        ({"seed": None}, r"want one of seed and lam"),
+        ({"seed": None, "lam": np.ones(299, np.float32)}, r"lam: got shape \[299\].*want \[N\] or \[M\], M = "),
+        ({"seed": None, "lam": -np.ones(300, np.float32)}, r"lam: want numbers from 0"),
+    ],
+)
+def test_synthesis_errors(change: dict, message: str) -> None:
+    z, labels, center = faces()
+    with pytest.raises(ValueError, match=message):
+        _host.synthesize_positives(**({"z": z, "labels": labels, "center": center, "seed": 1} | change))
+
+
+def test_center_errors() -> None:
+    z, labels, center = faces()
+    with pytest.raises(ValueError, match=r"momentum: got 1.5.*want 0 to 1"):
+        _host.update_center(center, z, labels, momentum=1.5)
+    with pytest.raises(ValueError, match=r"z: a real's row holds NaN or infinity"):
+        _host.update_center(center, z * np.float32("nan"), labels)
+
+
 def test_build_info() -> None:
     info = _host.build_info()
     assert info["version"] == fastdetect.__version__
@@ -121,4 +197,4 @@ def test_build_info() -> None:
     assert info["torch_headers"]
     assert info["compiler"]
     assert info["flags"]
-    assert info["cuda_library"] is False
+    assert info["cuda_library"] is bool(info["cuda_architectures"])

@@ -147,6 +147,41 @@ def test_training_in_two_stages(pack: Path, mim: Path, tmp_path: Path) -> None:
     assert out.logits.shape == (1, 2)
 
 
+@pytest.mark.parametrize("more", [["loss=supcon"], ["loss=real-centric"], ["loss=real-centric", "residual=false"]])
+def test_contrastive_losses_train_the_projection(pack: Path, mim: Path, tmp_path: Path, more: list[str]) -> None:
+    base = options(pack, tmp_path, f"mim={mim}", "redraw=0", "ema=0", "lr=0.01", *more)
+    train.main(None, base)
+    start = train.build(configuration.load(train.TrainConfig, tmp_path / "config.yaml", [])).projection
+    end = TwoBranchDetector.from_pretrained(tmp_path / "model").projection
+    assert not torch.allclose(start[0].weight, end[0].weight, atol=2e-3)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    if "loss=real-centric" in more:
+        assert state["contrast.center"].norm() == pytest.approx(1.0, abs=1e-5)
+        assert state["contrast.step"] == 2
+        train.main(None, [*base, "steps=3", "resume=true"])
+        again = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+        assert again["contrast.step"] == 3
+        assert not torch.equal(again["contrast.center"], state["contrast.center"])
+
+
+def test_real_centric_parts_can_be_left_out(pack: Path, mim: Path) -> None:
+    def term(**switches: bool) -> float:
+        config = configuration.load(
+            train.TrainConfig, None, [*options(pack, mim, f"mim={mim}", "loss=real-centric"), "margin=0"]
+        ).model_copy(update=switches)
+        objective = train.Objective(train.build(config), config).eval()
+        images = torch.rand(12, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return objective.train()(images, torch.arange(2).repeat_interleave(6)).item()
+
+    torch.manual_seed(0)
+    switches: dict[str, dict[str, bool]] = {
+        "all": {}, "no synthesis": {"synthesis": False}, "neither": {"synthesis": False, "fusion": False},
+    }  # fmt: skip
+    values = {name: term(**switch) for name, switch in switches.items()}
+    assert len({round(v, 6) for v in values.values()}) == 3
+
+
 def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_path: Path) -> None:
     train.main(None, options(pack, tmp_path, "residual=false"))
     train.main(None, options(pack, tmp_path, "residual=false", "steps=3", "resume=true"))

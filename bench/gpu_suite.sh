@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Everything a GPU machine is needed for, in one command of under ten minutes and without a network: builds the op libraries,
+# runs the tests marked gpu, sanitises a short selection, measures, and prints a short table last.
+#
+#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train table
+#
+# --rehearse runs the same steps without a GPU: kernels are compiled offline for sm_90, benchmarks take tiny shapes on the CPU.
+# A step that fails or runs out of time does not stop the others; the exit code is 1 if any failed. Environment:
+#   OUT     where suite.log, results.json and table.txt go (build/gpu-suite/out)
+#   PYTHON  the interpreter that has torch (python3)
+#   WHEELS  a folder of wheels that the machine lacks, such as pydantic's and pytorch-metric-learning's (.whl)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+STEPS="env build kernels test sanitize ops train table"
+# Seconds; the sum stays under ten minutes. A rehearsal, on fewer cores, gets six times as many.
+declare -A LIMIT=([env]=30 [build]=130 [kernels]=40 [test]=120 [sanitize]=60 [ops]=150 [train]=50 [table]=10)
+REHEARSE=0 chosen=""
+for argument in "$@"; do
+  case " --rehearse $STEPS " in
+    *" $argument "*) if [ "$argument" = --rehearse ]; then REHEARSE=1; else chosen+=" $argument"; fi ;;
+    *) echo "gpu_suite.sh: got '$argument', want --rehearse or one of: $STEPS" >&2; exit 2 ;;
+  esac
+done
+
+export REHEARSE PYTHON=${PYTHON:-python3}
+PATH=$(dirname "$(command -v "$PYTHON")"):$PATH  # cmake and ninja beside the interpreter are newer than the system's
+export WORK=$PWD/build/gpu-suite SRC=$PWD/build/gpu-suite/src WHEELS=${WHEELS:-$PWD/.whl}
+export OUT=${OUT:-$WORK/out} PYTHONPATH=$SRC:$WORK/site PYTHONUNBUFFERED=1
+export FASTDETECT_COMMIT=${FASTDETECT_COMMIT:-$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)}
+if [ "$REHEARSE" = 1 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
+mkdir -p "$OUT" "$WORK"
+
+# A copy, so that what is built for this machine stays out of the checkout. Times are kept: a second build is short.
+copy() {
+  mkdir -p "$SRC"
+  tar -c --exclude=__pycache__ --exclude='*.so' --exclude=bench/results bench csrc fastdetect kernels tests CMakeLists.txt \
+    pyproject.toml | tar -x -C "$SRC"
+  ln -sfn ../kernels "$SRC/fastdetect/kernels"  # where an installed package has them
+}
+
+step_env() {
+  nvidia-smi || [ "$REHEARSE" = 1 ] || return 1
+  nvcc --version | tail -n 2
+  if compgen -G "$WHEELS/*.whl" >/dev/null; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$WORK/site" "$WHEELS"/*.whl || return 1
+  fi
+  "$PYTHON" - <<'END'
+import importlib, sys
+print("python", sys.version.split()[0])
+for name in "torch triton numpy pybind11 cmake ninja pytest xdist rich matplotlib timm pydantic pytorch_metric_learning".split():
+    try:
+        module = importlib.import_module(name)
+        print(name, getattr(module, "__version__", "there"))
+    except ImportError as error:
+        print(name, "missing:", error)
+import torch
+print("GPU:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
+END
+}
+
+step_build() {
+  local torch arch=90a
+  torch=$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)') || return 1
+  if [ "$REHEARSE" = 0 ]; then
+    arch=$("$PYTHON" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))') || return 1
+  fi
+  cmake -S "$SRC" -B "$WORK/cmake" -G Ninja -DCMAKE_INSTALL_PREFIX="$SRC" -DPython_EXECUTABLE="$(command -v "$PYTHON")" \
+    -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" -DFASTDETECT_TORCH_DIR="$torch" -DFASTDETECT_CUDA=ON \
+    -DFASTDETECT_CUDA_ARCHITECTURES="$arch" \
+    -DFASTDETECT_VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" &&
+    cmake --build "$WORK/cmake" --target install &&
+    (cd "$SRC" && "$PYTHON" -c 'import fastdetect; from fastdetect import _host; print(fastdetect.__file__, _host.build_info())')
+}
+
+run_tests() {
+  (cd "$SRC" && "$PYTHON" -m pytest -q -p no:cacheprovider "$@")
+}
+
+step_kernels() {  # on a GPU machine the tests run the kernels themselves
+  if [ "$REHEARSE" = 0 ]; then return 77; fi
+  run_tests tests/kernels -k "offline and 90"
+}
+
+step_test() {
+  if [ "$REHEARSE" = 1 ]; then
+    run_tests tests/ops tests/kernels -m gpu -rs  # all of them collected and skipped
+  else
+    run_tests tests/ops tests/kernels -m gpu -n 4
+  fi
+  local code=$?
+  [ "$code" = 5 ] && [ "$REHEARSE" = 1 ] && return 0
+  return "$code"
+}
+
+run_bench() {
+  (cd "$SRC" && "$PYTHON" -m bench "$@")
+}
+
+step_sanitize() {
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench ops --shapes tiny --check-only --only ours --device cpu --threads 1
+    return
+  fi
+  command -v compute-sanitizer >/dev/null || return 77
+  cd "$SRC" || return 1
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # one allocation a tensor: an access beyond it is seen
+  local tool code=0
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -m bench ops --shapes tiny --check-only --only ours \
+      --device cuda || code=1
+  done
+  return "$code"
+}
+
+step_ops() {
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench ops --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
+  else
+    run_bench ops --device cuda --minutes 2 --seconds 1 --results "$OUT/results.json"
+  fi
+}
+
+step_train() {
+  "$PYTHON" -c 'import pydantic, timm' || return 77
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench train --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
+  else
+    run_bench train --device cuda --minutes 0.5 --seconds 2 --results "$OUT/results.json"
+  fi
+}
+
+step_table() {
+  run_bench table "$OUT/results.json" | tee "$OUT/table.txt"
+}
+
+export -f run_tests run_bench
+for step in $STEPS; do export -f "step_$step"; done
+main() {  # read whole before it runs: an edit meanwhile does no harm
+  copy
+  failed=0 summary=""
+  : >"$OUT/suite.log"
+  for step in ${chosen:-$STEPS}; do
+    limit=$((LIMIT[$step] * (REHEARSE ? 6 : 1)))
+    begin=$SECONDS
+    echo "== $step (at most $limit s)"
+    timeout -k 5 "$limit" bash -c "step_$step" 2>&1 | tee -a "$OUT/suite.log"
+    code=${PIPESTATUS[0]}
+    case $code in
+      0) verdict=ok ;;
+      77) verdict=skipped ;;
+      124 | 137) verdict="out of time" failed=1 ;;
+      *) verdict="failed ($code)" failed=1 ;;
+    esac
+    summary+="$step: $verdict, $((SECONDS - begin)) s"$'\n'
+  done
+  printf '\n%s' "$summary" | tee -a "$OUT/suite.log"
+  exit "$failed"
+}
+main

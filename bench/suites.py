@@ -1,0 +1,190 @@
+"""The four suites: ops, train, decode, screening. Each yields its cases one by one."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench import ceilings as limits
+from bench import harness, machine
+from bench.harness import Method
+from bench.records import RESULTS, SUITES, Writer
+from bench.registry import OPS, Op, Shape
+from bench.table import show
+from fastdetect.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Args:
+        method: see `Method`.
+        shapes: "full" (those of the device), "tiny" or "huge".
+        names: ops or cases by substring; empty: all.
+        minutes: no case begins later than this; None: no limit.
+        results: where the JSON goes; None: see `results_path`.
+    """
+
+    method: Method
+    shapes: str = "full"
+    names: tuple[str, ...] = ()
+    minutes: float | None = None
+    results: Path | None = None
+
+    @property
+    def tiny(self) -> bool:
+        return self.shapes == "tiny"
+
+    def results_path(self) -> Path:
+        """`results`, or the machine's file: the committed one for whole suites only, build/bench/ for parts of them."""
+        whole = self.shapes == "full" and not self.names and not self.method.only
+        folder = RESULTS if whole else machine.ROOT / "build" / "bench"
+        return self.results or folder / f"{machine.slug(machine.describe(self.method.device))}.json"
+
+    def wanted(self, text: str) -> bool:
+        return not self.names or any(name in text for name in self.names)
+
+
+def op_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The registered ops, first shape of each first: a run that is cut short has seen every op."""
+    import bench.ops  # noqa: F401, the import registers them
+
+    chosen = options.method.device.type if options.shapes == "full" else options.shapes
+    shapes = {op: [s for s in op.shapes.get(chosen, ()) if options.wanted(f"{op.name} {s}")] for op in OPS.values()}
+    for number in range(max(map(len, shapes.values()), default=0)):
+        for op, its in shapes.items():
+            if number < len(its):
+                yield partial(harness.measure, op, its[number], options.method, ceilings)
+
+
+def train_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Training steps with our losses, eager ones and compiled ones, and the loss's share of each."""
+    import bench.ops  # noqa: F401
+    from bench.train import STEPS
+
+    for step in STEPS:
+        for shape in step.shapes["tiny" if options.tiny else options.method.device.type]:
+            if options.wanted(f"{step.name} {shape}"):
+                yield partial(_step, step, shape, options.method, ceilings)
+
+
+def _step(step: Any, shape: Shape, method: Method, ceilings: Mapping[str, float]) -> dict[str, Any]:
+    case = harness.measure(step, shape, method, ceilings)
+    if not method.check_only:
+        loss = harness.measure(OPS[step.loss], step.loss_shape(shape), method, ceilings)
+        times = {n: r["time_ms"] for n, r in loss["providers"].items() if "time_ms" in r}
+        case["loss_ms"] = times
+        case["loss_share"] = {
+            n: times[n] / r["time_ms"] for n, r in case["providers"].items() if n in times and "time_ms" in r
+        }
+    return case
+
+
+def decode_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Every decoder on generated clips; always on the CPU."""
+    from bench.decode import Decode
+
+    method = replace(options.method, device=torch.device("cpu"), rounds=(3, 10))
+    with tempfile.TemporaryDirectory() as folder:
+        op: Op = Decode(Path(folder))
+        for shape in op.shapes["tiny" if options.tiny else "cpu"]:
+            if options.wanted(f"{op.name} {shape}"):
+                yield partial(harness.measure, op, shape, method, ceilings)
+
+
+def screening_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Videos per hour from files to verdicts, beside the usual pipeline."""
+    clips, turns = (2, 1) if options.tiny else (24, 2)
+    yield partial(screen_case, clips, turns)
+
+
+def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict[str, Any]:
+    """Take bench/screening.py's measurement, after each pipeline has given a clip with a face a score."""
+    from bench import screening
+    from fastdetect.models.detector import TwoBranchDetector
+    from fastdetect.screening.config import ScreenConfig
+    from fastdetect.screening.inputs import expand_inputs
+    from fastdetect.screening.run import run_screening
+
+    config = ScreenConfig.model_validate({"model": model, "media": False, "uncalibrated": True})
+    detector = TwoBranchDetector.from_pretrained(model)
+    usual = {f"usual, {who}": detect for who, detect in screening.usual_detectors().items()}
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
+        files = screening.generate(Path(folder), clips)
+        console = Console(file=quiet)
+        run = run_screening(expand_inputs(files[:1]), Path(folder, "check"), config, console=console)
+        right = {"ours": run.exit_code in (0, 1)}
+        for name, detect in usual.items():
+            right[name] = screening.UsualPipeline(detector, detect).screen(files[0]) is not None
+        times: dict[str, Any] = {}
+        if all(right.values()):
+            got = screening.compare(files, model, turns=turns, config=config)
+            times = {"ours": got["fastdetect"]} | {f"usual, {who}": one for who, one in got["usual"].items()}
+    providers: dict[str, Any] = {}
+    for name, fine in right.items():
+        providers[name] = {"status": "ok"} if fine else {"status": "wrong", "note": "no score for a clip with a face"}
+        if name in times:
+            one = times[name]
+            samples = [(seconds * 1e3, one["cpu_s_per_file"] * 1e3) for seconds in one["by_turn"]]
+            providers[name] |= harness.summary(samples, "median") | {
+                "videos_per_hour": one["videos_per_hour"],
+                "stages_ms": {stage: seconds * 1e3 for stage, seconds in one["stages_s"].items()},
+            }
+    return {
+        "op": "screening",
+        "title": "Files to verdicts",
+        "case": "H.264 512x512, 5 s, one face, 16 frames",
+        "shape": {"clips": clips, "turns": turns},
+        "axis": "clips",
+        "regime": "ms per generated clip, start-up and report included",
+        "baseline": "usual, CenterFace",
+        "floor": None,
+        "providers": providers,
+        "target_videos_per_hour": screening.TARGET,
+    }
+
+
+_CASES = {"ops": op_cases, "train": train_cases, "decode": decode_cases, "screening": screening_cases}
+
+
+def run(suite: str, options: Options, console: Console) -> list[str]:
+    """Run one suite, write its block of the results file and print a table per case.
+
+    Returns:
+        What was wrong; empty: all is green.
+    """
+    if suite not in SUITES:
+        raise UsageError(f"suite: got {suite!r}, want one of {', '.join(SUITES)}")
+    begin, method = time.monotonic(), options.method
+    torch.set_num_threads(method.threads)
+    ceilings = limits.measure(method.device, tiny=options.tiny or method.check_only)
+    path = options.results_path()
+    writer = Writer(path, suite, method.device, method.threads, ceilings)
+    console.print(f"[bold]{suite}[/bold] on {writer.file['machine']['name']}, {method.threads} threads: {ceilings}")
+    red: list[str] = []
+    skipped = done = 0
+    for case in _CASES[suite](options, ceilings):
+        if options.minutes is not None and time.monotonic() - begin > 60 * options.minutes:
+            skipped += 1
+            continue
+        record = case()
+        if not method.check_only:
+            writer.add(record)
+        show(record, console)
+        red += harness.problems(record)
+        done += 1
+    if not done:
+        raise UsageError(f"{suite}: no case matches {', '.join(options.names) or options.shapes}; see `bench list`")
+    if skipped:
+        console.print(f"[yellow]{skipped} cases left out: --minutes {options.minutes:g} were over")
+    if not method.check_only:
+        console.print(f"{done} cases in {time.monotonic() - begin:.0f} s; written to {path}")
+    return red

@@ -1,0 +1,85 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "synthesis_kernels.h"
+#include "synthesis_math.h"
+
+namespace fastdetect {
+
+bool similarities(const MineJob& job, int64_t begin, int64_t end, CpuLevel level) {
+  const std::vector<double> center(job.center, job.center + job.z.width);
+  FASTDETECT_DISPATCH(level, similarities(job, begin, end, center.data()));
+}
+
+void synthesize(const SynthesisJob& job, int64_t begin, int64_t end, CpuLevel level) {
+  std::vector<float> scratch(job.z.width);
+  FASTDETECT_DISPATCH(level, synthesize(job, begin, end, scratch.data()));
+}
+
+void synthesize_backward(const SynthesisBackwardJob& job, int64_t begin, int64_t end, CpuLevel level) {
+  std::vector<float> scratch(job.z.width);
+  FASTDETECT_DISPATCH(level, synthesize_backward(job, begin, end, scratch.data()));
+}
+
+void partial_sums(const SumsJob& job, int64_t begin, int64_t end, CpuLevel level) {
+  FASTDETECT_DISPATCH(level, partial_sums(job, begin, end));
+}
+
+void mine(const MineJob& job, bool unit_length) {
+  double length = 0.0;
+  for (int64_t k = 0; k < job.z.width; ++k) length += static_cast<double>(job.center[k]) * job.center[k];
+  MineState state{0, !unit_length || !(std::abs(length - 1.0) <= kUnitTolerance), 0, 0};
+  std::vector<uint64_t> order;  // (similarity, row): ties go to the lower row
+  order.reserve(job.z.count);
+  for (int64_t i = 0; i < job.z.count; ++i) {
+    const bool real = job.labels[i] == 0;
+    const uint32_t key = order_key(job.similarity[i], real);
+    if (real)
+      order.push_back(static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(i));
+    else
+      state.fake = std::max<int64_t>(state.fake, key);
+    state.bad |= job.labels[i] < 0;
+  }
+  state.reals = static_cast<int64_t>(order.size());
+  state.mined = mined_count(job.rho, state.reals, job.capacity);
+  std::fill(job.index + state.mined, job.index + job.capacity, -1);
+  if (state.mined) {
+    uint64_t last = UINT64_MAX;
+    if (state.mined < state.reals) {
+      std::vector<uint64_t> ranked = order;
+      std::nth_element(ranked.begin(), ranked.begin() + state.mined - 1, ranked.end());
+      last = ranked[state.mined - 1];
+    }
+    int64_t* out = job.index;
+    for (const uint64_t entry : order)
+      if (entry <= last) *out++ = static_cast<int64_t>(entry & 0xFFFFFFFFu);
+  }
+  *job.state = state;
+}
+
+void finish_sums(const SumsJob& job) {
+  const int64_t width = job.z.width + 1, chunks = (job.z.count + kSumRows - 1) / kSumRows;
+  std::vector<double> total(width, 0.0);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t k = 0; k < width; ++k) total[k] += job.partial[chunk * width + k];
+  for (int64_t k = 0; k < width; ++k) job.sums[k] = static_cast<float>(total[k]);
+}
+
+void mix_center(const MixJob& job) {
+  const double count = job.sums[job.width];
+  double old_length = 0.0, length = 0.0;
+  for (int64_t k = 0; k < job.width; ++k) old_length += static_cast<double>(job.center[k]) * job.center[k];
+  const double keep = old_length == 0.0 ? 0.0 : job.momentum;
+  std::vector<double> mixed(job.width);
+  for (int64_t k = 0; k < job.width; ++k) {
+    mixed[k] = keep * job.center[k] + (1.0 - keep) * (job.sums[k] / count);
+    length += mixed[k] * mixed[k];
+  }
+  if (count == 0.0 || length == 0.0)
+    std::copy(job.center, job.center + job.width, job.out);
+  else
+    for (int64_t k = 0; k < job.width; ++k) job.out[k] = static_cast<float>(mixed[k] / std::sqrt(length));
+}
+
+}  // namespace fastdetect

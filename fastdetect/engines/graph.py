@@ -1,0 +1,151 @@
+"""An exported ONNX graph and what it says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fastdetect.errors import CheckpointError, EngineError
+from fastdetect.models.checkpoint import ModelFolder
+
+Part = Literal["detector", "masked-image-model", "face-detector"]
+Stored = Literal["fp32", "fp16", "bf16"]
+KEY = "fastdetect"
+
+
+class GraphInfo(BaseModel):
+    """What an export carries beside its weights.
+
+    Attributes:
+        part: which network; precision: type of its weights and activations.
+        inputs, outputs: name -> [dtype, dimension, ...], a str dimension being free.
+        values: what the input's numbers are.
+        model: config of the model folder: preprocess contract, calibration, id, licence, the weights' SHA-256.
+        grid: (rows, columns) of the patch scores.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    part: Part
+    precision: Stored
+    inputs: dict[str, list[str | int]]
+    outputs: dict[str, list[str | int]]
+    values: str
+    model: ModelFolder
+    grid: tuple[int, int] | None = None
+    opset: int
+    made_with: dict[str, str]
+
+    def metadata(self) -> dict[str, str]:
+        """ONNX metadata: all of it as JSON under `fastdetect`, and what others look for by itself."""
+        calibration = self.model.calibration or {}
+        preprocess = self.model.preprocess
+        return {
+            KEY: self.model_dump_json(),
+            f"{KEY}.part": self.part,
+            f"{KEY}.precision": self.precision,
+            f"{KEY}.model_id": self.model.model_id,
+            f"{KEY}.weights_sha256": self.model.weights_sha256,
+            f"{KEY}.calibration_id": str(calibration.get("id", "")),
+            f"{KEY}.preprocess": preprocess.model_dump_json() if preprocess else "",
+            f"{KEY}.license": self.model.license,
+        }
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A serialised ONNX model with its description."""
+
+    onnx: bytes
+    info: GraphInfo
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the ONNX bytes."""
+        return hashlib.sha256(self.onnx).hexdigest()
+
+
+def read_graph(path: Path) -> Graph:
+    """Read an ONNX file that `fastdetect export` wrote.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not describe itself.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    return Graph(data, parse_info(read_metadata(data, str(path)).get(KEY), str(path)))
+
+
+def parse_info(text: str | None, source: str) -> GraphInfo:
+    """Read the description that an export carries; raises CheckpointError."""
+    if not text:
+        raise CheckpointError(f"{source} carries no description of fastdetect's; make it with `fastdetect export`")
+    try:
+        return GraphInfo.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(f"{source}: its description cannot be read: {error.errors()[0]['msg']}") from error
+
+
+def need_detector(info: GraphInfo, source: str) -> tuple[int, tuple[int, int]]:
+    """(crop side, patch grid) of a detector's graph; raises EngineError for another part."""
+    if info.part != "detector" or info.grid is None:
+        raise EngineError(f"{source} holds the {info.part}, which scores no faces; export --part detector")
+    return int(info.inputs["crops"][2]), info.grid
+
+
+def read_metadata(onnx: bytes, source: str = "the ONNX file") -> dict[str, str]:
+    """Return the metadata of a serialised ONNX model, without the onnx package.
+
+    Raises:
+        CheckpointError: the bytes are no ONNX model.
+    """
+    found = {}
+    try:
+        for number, value in _fields(memoryview(onnx)):
+            if number == _METADATA:
+                entry = dict(_fields(value))
+                found[bytes(entry[1]).decode()] = bytes(entry.get(2, b"")).decode()
+    except (IndexError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{source} is no ONNX model, or not all of one") from error
+    return found
+
+
+_METADATA = 14  # ModelProto.metadata_props in onnx.proto
+_FIXED = {1: 8, 5: 4}  # bytes of protobuf's wire types of fixed size
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(field number, payload) of one protobuf message."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        if key & 7 == 0:
+            end = _varint(data, position)[1]
+        elif key & 7 == 2:
+            size, position = _varint(data, position)
+            end = position + size
+        else:
+            end = position + _FIXED[key & 7]
+        if end > len(data):
+            raise IndexError("the message ends early")
+        yield key >> 3, data[position:end]
+        position = end
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7

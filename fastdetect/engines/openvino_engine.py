@@ -1,0 +1,131 @@
+"""Inference with OpenVINO on CPUs and Intel's GPUs, and conversion to its format."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdetect.engines.base import FixedBatchEngine
+from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_detector, parse_info
+from fastdetect.engines.scorer import SCORER_OUTPUTS
+from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoEngine(FixedBatchEngine):
+    """Runs an exported detector.
+
+    Args:
+        source: the whole detector's graph in fp32, or an .xml file that `fastdetect export` wrote.
+        device: `cpu`, or `gpu` for Intel's.
+        precision: `fp32`; `bf16` computes everything but shapes in bf16, on CPUs that have it.
+        threads: of one run on the CPU.
+        batch_size: crops of one pass.
+    """
+
+    def __init__(
+        self,
+        source: Graph | Path,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        core = check(device, precision)
+        where = device.upper()
+        model, info = _read(core, source)
+        self.image_size, self.grid = need_detector(info, "the graph")
+        self.info, self.device, self.precision = info.model, device, precision
+        self.name = f"openvino-{_openvino().__version__.split('-')[0]}"
+        self.batch_size = batch_size or 16
+        model.reshape([self.batch_size, self.image_size, self.image_size, 3])
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time
+        }
+        if threads and where == "CPU":
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._request: Any = core.compile_model(model, where, options).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"{self.name} cannot compile the graph for {device}: {_first(error)}") from error
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._request = None
+
+    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
+        if self._request is None:
+            raise EngineError("this engine is closed; load it again")
+        try:
+            found = self._request.infer({"crops": batch})
+        except RuntimeError as error:
+            raise EngineError(f"{self.name} failed on a batch of {len(batch)}: {_first(error)}") from error
+        return [np.array(found[name], np.float32) for name in SCORER_OUTPUTS]
+
+
+def check(device: str, precision: str) -> Any:
+    """Return OpenVINO's core.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        UsageError: it has no such device, or the device no such precision.
+    """
+    core = _openvino().Core()
+    have = core.available_devices
+    if device.upper() not in have:
+        raise UsageError(f"OpenVINO has no device {device!r}; have: {', '.join(have).lower()}")
+    able = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    if precision not in _HINTS or (precision != "fp32" and precision.upper() not in able):
+        raise UsageError(f"OpenVINO on this {device} has no {precision} (has: {', '.join(able)}); use --precision fp32")
+    return core
+
+
+def to_ir(graph: Graph, *, compress: bool) -> tuple[bytes, bytes]:
+    """Convert a graph to OpenVINO's files.
+
+    Args:
+        compress: store the weights as fp16; they are computed with as the run's precision says.
+    Returns:
+        (xml, bin), the description inside the xml.
+    """
+    ov = _openvino()
+    model, _ = _read(ov.Core(), graph)
+    model.set_rt_info(graph.info.model_dump_json(), [KEY, "info"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.xml"
+        try:
+            ov.save_model(model, path, compress_to_fp16=compress)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot write its files to {folder}: {_first(error)}") from error
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _read(core: Any, source: Graph | Path) -> tuple[Any, GraphInfo]:
+    try:
+        if isinstance(source, Graph):
+            return core.read_model(io.BytesIO(source.onnx)), source.info
+        model = core.read_model(str(source))
+    except RuntimeError as error:
+        raise CheckpointError(f"OpenVINO cannot read {source}: {_first(error)}") from error
+    text = model.get_rt_info([KEY, "info"]).astype(str) if model.has_rt_info([KEY, "info"]) else None
+    return model, parse_info(text, str(source))
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(f"OpenVINO ({error}): pip install 'fastdetect[openvino]'") from error
+    return openvino
+
+
+def _first(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
+    return (lines or [type(error).__name__])[0]

@@ -1,0 +1,376 @@
+"""supcon_margin_loss: argument checks, torch.library registration, choice of implementation, global batches."""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastdetect.errors import ShapeError, UsageError
+from fastdetect.ops import reference, supcon_chunked
+from fastdetect.ops.backend import backend, triton_available
+from fastdetect.ops.hard_negatives import FusedNegatives
+from fastdetect.ops.supcon_chunked import Problem
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CHOICES = {
+    "anchors": ("all", "real"),
+    "denominator": ("all", "negatives"),
+    "pairing": ("binary", "label"),
+    "reduction": ("mean", "mean_all", "sum", "none"),
+}
+
+
+def supcon_margin_loss(
+    z: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    temperature: float = 0.1,
+    margin: float = 0.1,
+    anchors: str = "all",
+    denominator: str = "all",
+    pairing: str = "binary",
+    positives: Tensor | None = None,  # (N, N)
+    synthetic: Tensor | None = None,  # (M, D)
+    fused_negatives: FusedNegatives | None = None,
+    fusion_grad: bool = False,
+    normalize: bool = False,
+    reduction: str = "mean",
+    base_temperature: float | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Supervised contrastive margin loss [ours; margin = 0 is SupCon, Khosla et al.], never holding N x N numbers.
+
+    For the similarities s = z z^T and an anchor i with positives P and negatives N,
+    `L_i = -1/|P| sum_p log[ e^((s_ip-m)/tau) / D_ip ]` with `D_ip = sum_q e^((s_iq-m)/tau) + sum_n e^(s_in/tau)`
+    (denominator="all"; q runs over P) or `D_ip = e^((s_ip-m)/tau) + sum_n e^(s_in/tau)` ("negatives",
+    epsilon-SupInfoNCE with epsilon = m/tau). A row is never its own positive or negative.
+
+    Args:
+        z: [N, D] float32, bfloat16, float16 or float64, N and D at least 1; unit rows (or `normalize=True`). Other
+            lengths are computed rightly, by the online maximum where their similarities span too much.
+        labels: [N] integers, 0 = real, > 0 = fake. Negative ones: ShapeError on the CPU, on CUDA (where a look at
+            them would stall the stream) a NaN loss.
+        temperature: tau > 0.
+        margin: m >= 0, taken off the similarity of positives.
+        anchors: rows that have a loss: "all", or "real" (no attraction among fakes).
+        denominator: "all" or "negatives", as above.
+        pairing: positives of a row: "binary", the others of its side (0 against > 0), or "label", of its very label.
+        positives: [N, N] bool, instead of `pairing`; need not be symmetric, the diagonal is not looked at.
+        synthetic: [M, D], synthetic positives: further columns of class real, seen by real anchors only. Has a
+            gradient if it requires one.
+        fused_negatives: from `fuse_hard_negatives`; further negatives, seen by real anchors only.
+        fusion_grad: let the gradient flow into the fused fakes (never into the centre).
+        normalize: divide the rows of z by their length first, with gradient.
+        reduction: "mean" over the anchors that have a positive, "mean_all" over all anchors (SupContrast), "sum", or
+            "none": [N], 0 where a row is no anchor or has no positive. No valid anchor: 0 with a zero gradient.
+        base_temperature: the loss is multiplied by temperature / base_temperature.
+        group: process group: the batch is the rows of all its ranks (as many on each). The value is the global
+            loss; the gradient that each rank gets is the complete one of its own rows. DistributedDataParallel
+            averages it over the ranks: multiply the loss by the world size. synthetic and fused_negatives are the
+            rank's own, seen by its own anchors.
+
+    Returns:
+        The loss, a float32 scalar or [N] (float64 where z is). NaN or infinity in z: it is not finite either.
+
+    Raises:
+        ShapeError: a shape, dtype, device or label does not fit.
+        UsageError: an option is out of range; options that exclude each other.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
+        >>> supcon_margin_loss(z, torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]), anchors="real").shape
+        torch.Size([])
+    """
+    chosen = {"anchors": anchors, "denominator": denominator, "pairing": pairing, "reduction": reduction}
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise UsageError(f"{name}: got {value!r}, want {' or '.join(map(repr, _CHOICES[name]))}")
+    _check_numbers(temperature, margin, base_temperature)
+    _check_tensors(z, labels, positives, synthetic)
+    if fused_negatives is not None:
+        _check_fused(fused_negatives, z)
+    if group is not None and (positives is not None or backend() == "reference"):
+        raise UsageError(
+            "group: works with labels and FASTDETECT_BACKEND=auto only; got "
+            + ("positives, of which a rank sees its own rows only" if positives is not None else "reference")
+        )
+    with _no_autocast(z):
+        if normalize:
+            exact = z.to(reference.accumulation_dtype(z))
+            z = torch.nn.functional.normalize(exact, dim=-1).to(z.dtype)
+        loss, count = _rows_loss(
+            Problem(
+                z,
+                labels,
+                None,
+                None,
+                0,
+                positives,
+                synthetic,
+                None if fused_negatives is None else fused_negatives.index_a,
+                None if fused_negatives is None else fused_negatives.index_b,
+                None if fused_negatives is None else fused_negatives.weight,
+                None if fused_negatives is None else fused_negatives.center,
+                float(temperature),
+                float(margin),
+                anchors == "real",
+                denominator == "negatives",
+                pairing == "binary",
+                fusion_grad,
+            ),
+            group,
+        )
+        if base_temperature is not None:
+            loss = loss * (temperature / base_temperature)
+        return _reduce(loss, count, labels, anchors, reduction, group)
+
+
+def _rows_loss(p: Problem, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Loss and number of positives per row."""
+    if backend() == "reference" or p.z.device.type not in ("cpu", "cuda"):
+        fused = None
+        if p.index_a is not None and p.index_b is not None and p.weight is not None and p.center is not None:
+            fused = (p.index_a, p.index_b, p.weight, p.center)
+        return reference.supcon_margin_loss(
+            p.z,
+            p.labels,
+            temperature=p.temperature,
+            margin=p.margin,
+            anchors="real" if p.real_anchors else "all",
+            denominator="negatives" if p.negatives else "all",
+            pairing="binary" if p.binary else "label",
+            positives=p.positives,
+            synthetic=p.synthetic,
+            fused=fused,
+            fusion_grad=p.fusion_grad,
+        )
+    name = ""
+    if group is not None:
+        name = group.group_name
+        _check_equal_rows(p.z, group)
+        p = p._replace(
+            columns=_gather(p.z.detach(), group),
+            column_labels=_gather(p.labels, group),
+            offset=dist.get_rank(group) * len(p.z),
+        )
+    # The dispatcher's Python layers cost as much as a batch of 256: only a tracer needs them.
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    loss, statistics = _supcon_margin(*p, name) if traced else _Eager.apply(*p, name)
+    return loss, statistics[2]
+
+
+def _reduce(
+    loss: Tensor, count: Tensor, labels: Tensor, anchors: str, reduction: str, group: dist.ProcessGroup | None
+) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "mean_all" and anchors == "all" and group is None:
+        return loss.mean()
+    counted = count > 0 if reduction == "mean" else labels == 0 if anchors == "real" else torch.ones_like(labels) > 0
+    value, number = loss.sum(), counted.sum()
+    if group is not None:
+        total = torch.stack([value.detach(), number.to(value.dtype)])
+        dist.all_reduce(total, group=group)
+        value, number = value + (total[0] - value.detach()), total[1]  # the gradient is this rank's part
+    return value if reduction == "sum" else value / number.clamp(min=1)
+
+
+def _gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    out = tensor.new_empty(dist.get_world_size(group) * tensor.shape[0], *tensor.shape[1:])
+    dist.all_gather_into_tensor(out, tensor.contiguous(), group=group)
+    return out
+
+
+def _check_equal_rows(z: Tensor, group: dist.ProcessGroup) -> None:
+    """On the CPU only: on CUDA it would stall the stream, and NCCL itself wants equal sizes."""
+    if z.device.type == "cpu":
+        sizes = _gather(torch.tensor([z.shape[0]]), group).tolist()
+        if len(set(sizes)) > 1:
+            raise ShapeError(f"z: got {sizes} rows on the group's ranks, want as many on each (drop_last=True)")
+
+
+def _check_numbers(temperature: float, margin: float, base_temperature: float | None) -> None:
+    if not 0 < temperature < float("inf"):
+        raise UsageError(f"temperature: got {temperature}, want a finite number above 0")
+    if not 0 <= margin < float("inf"):
+        raise UsageError(f"margin: got {margin}, want a finite number of at least 0")
+    if base_temperature is not None and not 0 < base_temperature < float("inf"):
+        raise UsageError(f"base_temperature: got {base_temperature}, want a finite number above 0 or None")
+
+
+def _check_tensors(z: Tensor, labels: Tensor, positives: Tensor | None, synthetic: Tensor | None) -> None:
+    if z.dim() != 2 or z.shape[0] == 0 or z.shape[1] == 0:
+        raise ShapeError(f"z: got shape {tuple(z.shape)}, want [N, D] with N and D of at least 1")
+    rows, width = z.shape
+    if z.dtype not in _DTYPES:
+        raise ShapeError(f"z: got {z.dtype}, want float32, bfloat16, float16 or float64")
+    if labels.shape != (rows,):
+        raise ShapeError(f"labels: got shape {tuple(labels.shape)}, want ({rows},), one per row of z")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ShapeError(f"labels: got {labels.dtype}, want integers (0 = real, > 0 = fake): labels.long()")
+    if positives is not None and (positives.shape != (rows, rows) or positives.dtype != torch.bool):
+        raise ShapeError(
+            f"positives: got {positives.dtype} of shape {tuple(positives.shape)}, want bool of ({rows}, {rows})"
+        )
+    if synthetic is not None:
+        if synthetic.dim() != 2 or synthetic.shape[1] != width:
+            raise ShapeError(f"synthetic: got shape {tuple(synthetic.shape)}, want [M, {width}]")
+        if synthetic.dtype != z.dtype:
+            raise ShapeError(f"synthetic: got {synthetic.dtype}, want the dtype of z, {z.dtype}")
+    for name, tensor in {"labels": labels, "positives": positives, "synthetic": synthetic}.items():
+        if tensor is not None and tensor.device != z.device:
+            raise ShapeError(f"{name}: got device {tensor.device}, want that of z, {z.device}")
+
+
+def _check_fused(fused: FusedNegatives, z: Tensor) -> None:
+    count, width = fused.index_a.shape[0] if fused.index_a.dim() else -1, z.shape[1]
+    for name, tensor in fused._asdict().items():
+        shape = (width,) if name == "center" else (count,)
+        if tensor.shape != shape:
+            raise ShapeError(f"fused_negatives.{name}: got shape {tuple(tensor.shape)}, want {shape}")
+        if name.startswith("index") and tensor.dtype != torch.int64:
+            raise ShapeError(f"fused_negatives.{name}: got {tensor.dtype}, want int64")
+        if not name.startswith("index") and not tensor.is_floating_point():
+            raise ShapeError(f"fused_negatives.{name}: got {tensor.dtype}, want floating point")
+        if tensor.device != z.device:
+            raise ShapeError(f"fused_negatives.{name}: got device {tensor.device}, want that of z, {z.device}")
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise UsageError(f"fused_negatives.{name} requires a gradient, which the loss does not have: detach it")
+
+
+def _check_values(p: Problem) -> None:
+    """Values, where looking at them costs no stall."""
+    if p.z.device.type != "cpu":
+        return
+    lowest = int(p.labels.min())
+    if lowest < 0:
+        raise ShapeError(f"labels: got {lowest}, want at least 0 (0 = real, > 0 = fake)")
+    for name, index in {"index_a": p.index_a, "index_b": p.index_b}.items():
+        if index is not None and len(index) and not -1 <= int(index.min()) <= int(index.max()) < len(p.z):
+            low, high = int(index.min()), int(index.max())
+            raise ShapeError(f"fused_negatives.{name}: got {low} to {high}, want rows of z, -1 to {len(p.z) - 1}")
+
+
+_PROBLEM = (
+    "Tensor z, Tensor labels, Tensor? columns, Tensor? column_labels, SymInt offset, Tensor? positives, "
+    "Tensor? synthetic, Tensor? index_a, Tensor? index_b, Tensor? weight, Tensor? center, float temperature, "
+    "float margin, bool real_anchors, bool negatives, bool binary, bool fusion_grad"
+)
+
+
+@torch.compiler.assume_constant_result
+def _triton(device_type: str) -> bool:
+    return device_type == "cuda" and triton_available()
+
+
+def _no_autocast(z: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Sums are taken in float32 whatever the autocast; nothing is entered (10 us) where none is on."""
+    kind = z.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def _by_triton(z: Tensor) -> bool:
+    return z.dtype != torch.float64 and _triton(z.device.type)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    p = Problem(*args[:-1])
+    _check_values(p)
+    with _no_autocast(p.z):
+        if not _by_triton(p.z):
+            return supcon_chunked.forward(p)
+        from fastdetect.kernels.supcon_launch import forward as launch
+
+        return launch(p, p.positives_per_row())
+
+
+def _gradients(*args: Any) -> tuple[Tensor, Tensor]:
+    p, coefficients = Problem(*args[:-1]), args[-1]
+    with _no_autocast(p.z):
+        if not _by_triton(p.z):
+            return supcon_chunked.backward(p, coefficients)
+        from fastdetect.kernels.supcon_launch import backward as launch
+
+        return launch(p, coefficients, supcon_chunked.fused_grad)
+
+
+_supcon_margin = torch.library.custom_op(
+    "fastdetect::supcon_margin", _forward, mutates_args=(), schema=f"({_PROBLEM}, str group) -> (Tensor, Tensor)"
+)
+_supcon_margin_backward = torch.library.custom_op(
+    "fastdetect::supcon_margin_backward",
+    _gradients,
+    mutates_args=(),
+    schema=f"({_PROBLEM}, Tensor coefficients) -> (Tensor, Tensor)",
+)
+
+
+@_supcon_margin.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    z = args[0]
+    dtype = reference.accumulation_dtype(z)
+    return z.new_empty(z.shape[0], dtype=dtype), z.new_empty((3, z.shape[0]), dtype=dtype)
+
+
+@_supcon_margin_backward.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    z, synthetic = args[0], args[6]
+    return torch.empty_like(z, memory_format=torch.contiguous_format), (
+        z.new_empty((0, z.shape[1])) if synthetic is None else synthetic.new_empty(synthetic.shape)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+    ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), output[1])
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    grads: list[Tensor | None] = [None] * len(ctx.others)
+    if upstream is None:
+        return tuple(grads)
+    if torch.is_grad_enabled():
+        raise UsageError(
+            "supcon_margin_loss has no double backward: drop create_graph=True or set FASTDETECT_BACKEND=reference"
+        )
+    *tensors, statistics = ctx.saved_tensors
+    args = list(ctx.others)
+    for i, tensor in zip(ctx.tensors, tensors, strict=True):
+        args[i] = tensor
+    *problem, group_name = args
+    log_sum, q, count = statistics
+    share = torch.where(count > 0, upstream / count.clamp(min=1), 0)
+    # q is 0 where nothing pulls; log_sum is -inf where nothing is summed, whose weight must be 0, not NaN.
+    pull = torch.where((count > 0) & (log_sum > -torch.inf), upstream * q, 0)
+    coefficients = torch.stack([pull, share, log_sum])
+    if group_name:
+        group = dist.distributed_c10d._resolve_process_group(group_name)
+        coefficients = _gather(coefficients.T, group).T
+    run = _supcon_margin_backward if torch.compiler.is_compiling() or type(coefficients) is not Tensor else _gradients
+    grad_z, grad_synthetic = run(*problem, coefficients.contiguous())
+    grads[0] = grad_z if ctx.needs_input_grad[0] else None
+    if problem[6] is not None and ctx.needs_input_grad[6]:
+        grads[6] = grad_synthetic
+    return tuple(grads)
+
+
+_supcon_margin.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same op without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:  # ctx first: apply() then inspects no signature
+        output = _forward(*args)
+        _setup_context(ctx, args, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _backward(ctx, upstream, None)

@@ -1,0 +1,165 @@
+"""What an export holds, and that nothing half-written is ever there."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from engine_helpers import SIDE, on_a_full_disk
+
+from fastdetect.engines.export import cached_graph, export_graph, export_model, torch_program, trace, write_together
+from fastdetect.engines.graph import Graph, read_graph, read_metadata
+from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
+from fastdetect.models.checkpoint import read_config
+
+
+def quiet(text: str) -> None:
+    del text
+
+
+def session(onnx: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def test_an_onnx_file_carries_the_models_contract(graph: Graph, onnx_file: Path, folder: Path) -> None:
+    config = read_config(folder)
+    assert read_graph(onnx_file).info == graph.info
+    assert graph.info.model == config
+    told = session(graph.onnx).get_modelmeta().custom_metadata_map  # as any other program reads it
+    assert told == read_metadata(graph.onnx)
+    assert (told["fastdetect.model_id"], told["fastdetect.calibration_id"]) == ("tiny", "test00000000")
+    assert told["fastdetect.weights_sha256"] == config.weights_sha256
+    assert json.loads(told["fastdetect.preprocess"])["size"] == SIDE
+    assert str(Path(__file__).parents[2]).encode() not in graph.onnx  # no path of the machine that exported
+
+
+def test_the_graph_is_plain_onnx_of_one_opset_with_a_free_batch(graph: Graph) -> None:
+    import onnx
+
+    proto = onnx.load_from_string(graph.onnx)
+    assert [(o.domain, o.version) for o in proto.opset_import] == [("", 20)]
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert not {"ScatterElements", "ScatterND", "NonZero", "Loop", "If"} & {node.op_type for node in proto.graph.node}
+    assert all(o.type.tensor_type.shape.dim[0].dim_param == "batch" for o in proto.graph.output)
+
+
+def test_the_masked_image_models_half_precision_graph_keeps_float_inputs_and_outputs(folder: Path, half: Graph) -> None:
+    run = session(half.onnx)
+    assert {o.type for o in (*run.get_inputs(), *run.get_outputs())} == {"tensor(float)"}
+    images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
+    residual, scores, inpainted = run.run(None, {"images": images})
+    with torch.no_grad():
+        want = trace(str(folder), "masked-image-model", "fp32").module(torch.from_numpy(images))
+    for got, right, allowed in zip((residual, scores, inpainted), want, (0.04, 0.01, 0.01), strict=True):
+        assert 0 < np.abs(got - right.numpy()).max() < allowed
+
+
+def test_the_face_detectors_graph_is_the_one_that_screening_runs(folder: Path, tmp_path: Path) -> None:
+    from fastdetect.faces.centerface import CenterFaceDetector
+
+    files = export_model(str(folder), "onnx", tmp_path, part="face-detector")
+    assert [file.name for file in files] == ["face-detector.onnx", "face-detector.json"]
+    frames = np.random.default_rng(0).random((2, 3, 64, 96), np.float32) * 255
+    names = ["537", "538", "539", "540"]
+    got = session(files[0].read_bytes()).run(names, {"input.1": frames})
+    want = CenterFaceDetector()._session.run(names, {"input.1": frames})
+    for ours, theirs in zip(got, want, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_torch_export_keeps_results_and_description(folder: Path) -> None:
+    traced = trace(str(folder), "masked-image-model", "fp32")
+    extra = {"fastdetect.json": ""}
+    program = torch.export.load(io.BytesIO(torch_program(traced)), extra_files=extra)
+    assert json.loads(extra["fastdetect.json"])["model"]["model_id"] == "tiny"
+    images = torch.rand(5, 3, 64, 64)
+    with torch.no_grad():
+        for got, want in zip(program.module()(images), traced.module(images), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kept_export_is_used_and_a_damaged_one_is_made_again(
+    folder: Path, graph: Graph, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def stand_in(model: str, part: str, precision: str, say: object) -> Graph:
+        made.append(precision)
+        return graph
+
+    monkeypatch.setattr("fastdetect.engines.export.export_graph", stand_in)
+    said: list[str] = []
+    monkeypatch.setenv("FASTDETECT_CACHE", str(cache / "kept"))
+    assert [cached_graph(str(folder), "auto", "fp32", said.append).sha256 for _ in range(2)] == [graph.sha256] * 2
+    assert (made, said) == (["fp32"], [])
+    (kept,) = (cache / "kept").glob("onnx-*.bin")
+    data = bytearray(kept.read_bytes())
+    data[-1000] ^= 1
+    kept.write_bytes(data)
+    assert cached_graph(str(folder), "auto", "fp32", said.append).onnx == graph.onnx
+    assert made == ["fp32", "fp32"]
+    assert "SHA-256" in said[0]
+
+
+def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    write_together(tmp_path / "new" / "folder", {"a": b"1", "b": b"2"})
+    assert {f.name: f.read_bytes() for f in (tmp_path / "new" / "folder").iterdir()} == {"a": b"1", "b": b"2"}
+    full = tmp_path / "full"
+    said = on_a_full_disk(lambda: write_together(full, {"a": b"x", "b": bytes(8192)}), tmp_path / "said")
+    assert said.startswith("EngineError cannot write")
+    assert "make room" in said
+    assert list(full.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    asked: list[tuple[dict[str, str], type[Exception], str]] = [
+        ({"to": "coreml"}, UsageError, "--to onnx"),
+        ({"to": "onnx", "part": "tail"}, UsageError, "face-detector"),
+        ({"to": "onnx", "precision": "int8"}, UsageError, "bf16"),
+        ({"to": "openvino", "precision": "bf16"}, UsageError, "--precision bf16"),
+        ({"to": "torch", "part": "face-detector"}, UsageError, "ONNX"),
+        ({"to": "onnx", "part": "face-detector", "precision": "fp16"}, UsageError, "fp32 only"),
+    ]
+    for options, error, said in asked:
+        with pytest.raises(error, match=said):
+            export_model(str(folder), output=tmp_path / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="no model"):
+        export_model("nobody", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_without_onnx_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependencyError, match=r"fastdetect\[onnx\]"):
+        export_graph(str(folder), "detector", "fp32", quiet)
+
+
+def test_a_graph_that_differs_from_torch_is_refused(graph: Graph, folder: Path) -> None:
+    from fastdetect.engines.export import _check_parity
+
+    traced = trace(str(folder), "detector", "fp32")
+    _check_parity(graph, traced)
+    with torch.no_grad():
+        next(traced.module.model.head.parameters()).mul_(1.1)  # type: ignore[union-attr,operator]
+    with pytest.raises(EngineError, match="logits of the exported graph differs"):
+        _check_parity(graph, traced)
+
+
+def test_foreign_and_damaged_onnx_files_are_refused(graph: Graph, tmp_path: Path) -> None:
+    file = tmp_path / "detector.onnx"
+    for data, said in (
+        (b"PK\x03\x04 not onnx", "no ONNX model"),
+        (graph.onnx[: len(graph.onnx) // 2], "not all of one"),
+        (b"", "no description"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=said):
+            read_graph(file)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_graph(tmp_path / "absent.onnx")

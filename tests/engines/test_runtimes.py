@@ -1,0 +1,177 @@
+"""Every runtime gives torch's scores, whatever else is in the batch."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import SIDE, crops
+
+from fastdetect.engines import Engine, TorchEngine, load_engine
+from fastdetect.engines.base import PROFILES, EngineName, Precision, Profile
+from fastdetect.engines.export import export_model
+from fastdetect.engines.graph import Graph
+from fastdetect.engines.onnxruntime_engine import OnnxRuntimeEngine
+from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, ShapeError, UsageError
+
+FIELDS = ("logits", "image_logits", "residual_logits", "patch_scores")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def engine(request: pytest.FixtureRequest, onnx_file: Path) -> Engine:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
+    return load_engine(str(onnx_file), engine=request.param, device="cpu", precision="fp32", threads=1, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def torch_fp32(folder: Path) -> Engine:
+    return TorchEngine(str(folder), device="cpu", precision="fp32", batch_size=4)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_scores_are_torchs(engine: Engine, torch_fp32: Engine, count: int) -> None:
+    got, want = engine.run(crops(count)), torch_fp32.run(crops(count))
+    assert np.abs(want.logits).max() > 0.1  # else a wrong graph could pass
+    for field in FIELDS:
+        ours, theirs = getattr(got, field), getattr(want, field)
+        assert ours.dtype == np.float32
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1e-3
+
+
+def test_a_crops_scores_do_not_depend_on_its_batch(engine: Engine) -> None:
+    mine, others = crops(3), crops(13, seed=1)
+    alone = engine.run(mine)
+    for places in ((0, 1, 2), (3, 7, 11), (12, 13, 14)):
+        together = others.copy()
+        together = np.insert(together, np.array(places) - np.arange(3), mine, axis=0)
+        found = engine.run(together)
+        for field in FIELDS:
+            assert np.abs(getattr(alone, field) - getattr(found, field)[list(places)]).max() <= 1e-5
+
+
+def test_what_an_engine_says_about_itself(engine: Engine, folder: Path) -> None:
+    assert (engine.device, engine.precision, engine.image_size, engine.batch_size) == ("cpu", "fp32", SIDE, 4)
+    assert engine.name.split("-")[0] in ("onnxruntime", "openvino")
+    assert engine.info == TorchEngine(str(folder), device="cpu").info
+
+
+def test_no_crops_and_wrong_crops(engine: Engine) -> None:
+    empty = engine.run(crops(0))
+    assert empty.logits.shape == (0, 2)
+    assert empty.patch_scores.shape == (0, 8, 8)
+    with pytest.raises(ShapeError, match=f"{SIDE},{SIDE},3"):
+        engine.run(crops(2)[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_closed_engine_says_so(onnx_file: Path, name: str) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
+    engine = load_engine(str(onnx_file), engine=name, device="cpu", batch_size=1)
+    engine.warm_up()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(crops(1))
+
+
+def test_openvino_in_bf16_is_near_fp32(onnx_file: Path, torch_fp32: Engine) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+    half = load_engine(str(onnx_file), engine="openvino", device="cpu", precision="bf16", batch_size=4)
+    assert half.precision == "bf16"
+    assert np.abs(half.run(crops(8)).logits - torch_fp32.run(crops(8)).logits).max() < 0.05
+
+
+def test_an_openvino_export_runs_by_itself(
+    folder: Path, graph: Graph, torch_fp32: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
+    monkeypatch.setattr("fastdetect.engines.export.export_graph", lambda *args: graph)  # exported once already
+    files = export_model(str(folder), "openvino", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.bin", "detector.json", "detector.xml"]
+    assert len(files) == 3
+    engine = load_engine(str(tmp_path), device="cpu", batch_size=4)  # auto: what the folder holds
+    assert engine.name.startswith("openvino")
+    assert engine.info == torch_fp32.info
+    assert np.abs(engine.run(crops(4)).logits - torch_fp32.run(crops(4)).logits).max() <= 1e-3
+    (tmp_path / "detector.xml").write_text("<net/>")
+    with pytest.raises(CheckpointError, match="OpenVINO cannot read"):
+        load_engine(str(tmp_path), engine="openvino", device="cpu")
+
+
+def test_auto_takes_the_runtime_of_an_export_and_torch_for_a_model(onnx_file: Path, folder: Path) -> None:
+    assert load_engine(str(onnx_file), device="cpu").name.startswith("onnxruntime")
+    assert load_engine(str(onnx_file.parent), device="cpu", profile="latency").batch_size == 1
+    assert load_engine(str(folder), device="cpu").name.startswith("torch")
+
+
+def test_what_a_runtime_cannot_do_is_a_typed_error(onnx_file: Path, folder: Path, graph: Graph) -> None:
+    cases: list[tuple[dict[str, str], type[Exception], str]] = [
+        ({"engine": "abacus"}, UsageError, "tensorrt-rtx"),
+        ({"engine": "onnxruntime", "device": "cpu", "precision": "bf16"}, UsageError, "does not run bf16"),
+        ({"engine": "onnxruntime", "device": "tpu"}, UsageError, "cpu or cuda"),
+        ({"engine": "onnxruntime", "precision": "int4"}, UsageError, "int4"),
+        ({"engine": "torch-cuda-graph", "device": "cpu"}, UsageError, "needs a CUDA device"),
+        ({"engine": "onnxruntime", "profile": "huge"}, UsageError, "latency"),
+    ]
+    for options, error, said in cases:
+        with pytest.raises(error, match=said):
+            load_engine(str(folder), **options)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="cannot load the graph"):
+        OnnxRuntimeEngine(Graph(graph.onnx[:-5000], graph.info))
+    mim = graph.info.model_copy(update={"part": "masked-image-model"})
+    with pytest.raises(EngineError, match="--part detector"):
+        OnnxRuntimeEngine(Graph(graph.onnx, mim))
+
+
+def test_a_missing_provider_is_no_silent_cpu(onnx_file: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(MissingDependencyError, match="onnxruntime-gpu"):
+        load_engine(str(onnx_file), engine="onnxruntime", device="cuda")
+
+
+def test_missing_openvino_names_the_extra(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"fastdetect\[openvino\]"):
+        load_engine(str(onnx_file), engine="openvino", device="cpu")
+
+
+def test_profiles() -> None:
+    assert Profile.parse("throughput") is PROFILES["throughput"]
+    assert Profile.parse("8") == Profile("8,8,8", 8, 8, 8)
+    assert Profile.parse("1,16,64").best == 16
+    for text in ("", "0", "4,2,8", "1,2", "a,b,c"):
+        with pytest.raises(UsageError, match="latency"):
+            Profile.parse(text)
+
+
+def test_the_options_of_screening_are_those_of_the_engines() -> None:
+    from typing import get_args
+
+    from fastdetect.screening.config import ScreenConfig
+
+    fields = ScreenConfig.model_fields
+    assert get_args(fields["engine"].annotation) == get_args(EngineName)
+    assert get_args(fields["precision"].annotation) == get_args(Precision)
+    assert set(PROFILES) <= {n for part in get_args(fields["profile"].annotation) for n in get_args(part)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["torch-compile", "torch-cuda-graph", "onnxruntime", "tensorrt", "tensorrt-rtx"])
+def test_cuda_runtimes_give_torchs_scores(folder: Path, torch_fp32: Engine, name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    try:
+        engine = load_engine(str(folder), engine=name, device="cuda", precision="fp32", batch_size=4)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    got, want = engine.run(crops(9)), torch_fp32.run(crops(9))
+    assert np.abs(got.logits - want.logits).max() < 5e-3
+    engine.close()

@@ -1,0 +1,217 @@
+"""The loss modules against the code that they stand in for, and the real-centric loss's state."""
+
+import doctest
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import losses as peers
+from torch import Tensor
+
+from fastdetect import losses
+from fastdetect.errors import ShapeError, UsageError
+from fastdetect.ops import (
+    fuse_hard_negatives,
+    hard_negatives,
+    masked_patch_loss,
+    supcon_margin,
+    supcon_margin_loss,
+    synthesize_positives,
+    update_center,
+)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def supcontrast(features: Tensor, labels: Tensor | None, mask: Tensor | None, mode: str, tau: float) -> Tensor:
+    """SupContrast's SupConLoss.forward, as published, base temperature 0.07."""
+    batch, views = features.shape[:2]
+    if labels is None and mask is None:
+        mask = torch.eye(batch)
+    elif labels is not None:
+        mask = torch.eq(labels.view(-1, 1), labels.view(-1, 1).T).float()
+    contrast = torch.cat(torch.unbind(features, dim=1), dim=0)
+    anchor, count = (features[:, 0], 1) if mode == "one" else (contrast, views)
+    dot = torch.div(torch.matmul(anchor, contrast.T), tau)
+    logits = dot - torch.max(dot, dim=1, keepdim=True)[0].detach()
+    mask = mask.repeat(count, views)
+    logits_mask = torch.scatter(torch.ones_like(mask), 1, torch.arange(batch * count).view(-1, 1), 0)
+    mask = mask * logits_mask
+    log_prob = logits - torch.log((torch.exp(logits) * logits_mask).sum(1, keepdim=True))
+    pairs = mask.sum(1)
+    pairs = torch.where(pairs < 1e-6, 1, pairs)
+    return (-(tau / 0.07) * (mask * log_prob).sum(1) / pairs).view(count, batch).mean()
+
+
+def same(ours: Tensor, theirs: Tensor, inputs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs)[0], torch.autograd.grad(theirs, inputs)[0])
+
+
+@pytest.mark.parametrize("mode", ["all", "one"])
+@pytest.mark.parametrize("positives", ["labels", "mask", "none"])
+@pytest.mark.parametrize("views", [1, 3])
+def test_supcontrast_drop_in(mode: str, positives: str, views: int) -> None:
+    features = F.normalize(torch.randn(7, views, 5, dtype=torch.float64), dim=-1).requires_grad_()
+    labels = torch.tensor([0, 1, 1, 2, 0, 0, 3]) if positives == "labels" else None
+    mask = (torch.rand(7, 7) < 0.4).double() if positives == "mask" else None
+    ours = losses.SupConLoss(temperature=0.2, contrast_mode=mode)(features, labels, mask)
+    same(ours, supcontrast(features, labels, mask, mode, 0.2), features)
+
+
+def test_supcon_flattens_and_refuses() -> None:
+    features = F.normalize(torch.randn(4, 2, 6), dim=-1)
+    loss = losses.SupConLoss()
+    assert loss(features.view(4, 2, 3, 2)) == loss(features)
+    assert loss(features, torch.arange(4).view(4, 1)) == loss(features)
+    with pytest.raises(ShapeError, match=r"features: got shape \(4, 2\), want \[B, V, ...\]"):
+        loss(features[..., 0])
+    with pytest.raises(UsageError, match="labels and mask: got both"):
+        loss(features, torch.arange(4), torch.eye(4))
+    with pytest.raises(ShapeError, match=r"labels: got shape \(8,\), want \(4,\)"):
+        loss(features, torch.arange(8))
+    with pytest.raises(ShapeError, match=r"mask: got shape \(8, 8\), want \(4, 4\)"):
+        loss(features, mask=torch.eye(8))
+    with pytest.raises(UsageError, match="contrast_mode: got 'two'"):
+        losses.SupConLoss(contrast_mode="two")
+
+
+class TestMetricLearning:
+    labels = torch.tensor([0, 1, 1, 2, 0, 0, 3, 2])
+
+    def both(self, *args: object, **kwargs: object) -> None:
+        z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+        ours = losses.MetricLearningSupConLoss(temperature=0.3)(z, *args, **kwargs)
+        theirs = peers.SupConLoss(temperature=0.3)(z, *args, **kwargs)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-7)
+        grads = [torch.autograd.grad(loss, z)[0] for loss in (ours, theirs)]
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+    def test_labels(self) -> None:
+        self.both(self.labels)
+
+    def test_reference_set(self) -> None:
+        self.both(
+            self.labels, ref_emb=torch.randn(6, 5, dtype=torch.float64), ref_labels=torch.tensor([0, 1, 2, 2, 4, 0])
+        )
+
+    def test_pairs(self) -> None:
+        self.both(self.labels, tuple(torch.tensor(i) for i in ([0, 1, 3], [4, 2, 7], [0, 1, 1, 3], [1, 3, 5, 6])))
+
+    def test_triplets(self) -> None:
+        self.both(self.labels, tuple(torch.tensor(i) for i in ([0, 1, 0], [4, 2, 5], [1, 3, 2])))
+
+    def test_no_pairs_at_all(self) -> None:
+        z = torch.randn(3, 5, requires_grad=True)
+        loss = losses.MetricLearningSupConLoss()(z, torch.arange(3))
+        loss.backward()
+        assert loss == 0
+        assert (z.grad == 0).all()
+
+    def test_errors(self) -> None:
+        loss, z = losses.MetricLearningSupConLoss(denominator="negatives"), torch.randn(8, 5)
+        with pytest.raises(UsageError, match="labels: got None without indices_tuple"):
+            loss(z)
+        with pytest.raises(UsageError, match="got 'negatives' with indices_tuple or ref_emb"):
+            loss(z, self.labels, ref_emb=z, ref_labels=self.labels)
+        with pytest.raises(UsageError, match="ref_labels: got None"):
+            losses.MetricLearningSupConLoss()(z, self.labels, ref_emb=z)
+        with pytest.raises(ShapeError, match="indices_tuple: got 2 tensors, want 3"):
+            losses.MetricLearningSupConLoss()(z, self.labels, (self.labels, self.labels))
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_masked_patch_loss(norm_pix: bool) -> None:
+    images, pred, mask = torch.rand(2, 3, 16, 24), torch.randn(2, 6, 192), torch.rand(2, 6) < 0.7
+    expected = masked_patch_loss(pred, images, mask, patch_size=8, norm_pix=norm_pix)
+    assert losses.MaskedPatchLoss(8, norm_pix)(images, pred, mask) == expected
+
+
+class TestRealCentric:
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 3, 0])
+
+    def batch(self) -> Tensor:
+        return torch.randn(10, 8, dtype=torch.float32)
+
+    def test_is_its_parts(self) -> None:
+        loss, x = losses.RealCentricLoss(8, seed=5, n_hard=3, n_fused=6), self.batch()
+        z = F.normalize(x, dim=1)
+        center = update_center(None, z, self.labels)
+        seed = (5 << 32) + 1
+        synthetic, _, _ = synthesize_positives(z, self.labels, center, seed=seed)
+        fused = fuse_hard_negatives(z, self.labels, center, n_hard=3, n_fused=6, seed=seed)
+        expected = supcon_margin_loss(z, self.labels, anchors="real", synthetic=synthetic, fused_negatives=fused)
+        torch.testing.assert_close(loss(x, self.labels), expected)
+        torch.testing.assert_close(loss.center, center)
+        bare = losses.RealCentricLoss(8, rho=0, n_fused=0)
+        torch.testing.assert_close(bare(x, self.labels), supcon_margin_loss(z, self.labels, anchors="real"))
+        assert (synthetic.shape[0], loss.step.item()) == (2, 1)
+
+    def test_state_resumes(self) -> None:
+        first, batches = losses.RealCentricLoss(8), [self.batch() for _ in range(4)]
+        for x in batches[:2]:
+            first(x, self.labels)
+        second = losses.RealCentricLoss(8)
+        second.load_state_dict(first.state_dict())
+        assert set(first.state_dict()) == {"center", "step"}
+        for x in batches[2:]:
+            assert first(x, self.labels) == second(x, self.labels)
+        assert torch.equal(first.center, second.center)
+
+    def test_evaluation_changes_nothing(self) -> None:
+        loss, x = losses.RealCentricLoss(8), self.batch()
+        loss(x, self.labels)
+        before = {name: value.clone() for name, value in loss.state_dict().items()}
+        loss.eval()
+        assert loss(x, self.labels) == loss(x, self.labels)
+        assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+    @pytest.mark.parametrize("labels", [[1, 2, 1, 3], [0, 0, 0, 0], [0, 1, 1, 1]])
+    def test_one_sided_batches(self, labels: list[int]) -> None:
+        """Fakes only, reals only, one real: finite, and 0 where there is no anchor."""
+        x = torch.randn(4, 8, requires_grad=True)
+        loss = losses.RealCentricLoss(8)(x, torch.tensor(labels))
+        loss.backward()
+        assert loss.isfinite()
+        assert x.grad.isfinite().all()
+        assert (loss == 0) == (0 not in labels)
+
+    def test_gradients_through_synthesis_and_fusion(self) -> None:
+        def grad(**options: bool) -> Tensor:
+            torch.manual_seed(0)
+            x = torch.randn(10, 8, requires_grad=True)
+            losses.RealCentricLoss(8, **options)(x, self.labels).backward()
+            return x.grad
+
+        plain = grad()
+        assert (grad(detach=False) - plain)[self.labels == 0].abs().max() > 1e-6
+        assert (grad(fusion_grad=True) - plain)[self.labels > 0].abs().max() > 1e-6
+
+    def test_training_separates(self) -> None:
+        x = torch.randn(20, 8, requires_grad=True)
+        labels = torch.arange(20) % 2
+        loss, optimizer = losses.RealCentricLoss(8), torch.optim.SGD([x], lr=2.0)
+        history = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            value = loss(x, labels)
+            value.backward()
+            optimizer.step()
+            history.append(value.item())
+        similarity = F.normalize(x.detach(), dim=1) @ loss.center
+        assert history[-1] < 0.8 * history[0]
+        assert similarity[labels == 0].min() > similarity[labels == 1].max()
+
+    def test_error_seed(self) -> None:
+        with pytest.raises(UsageError, match=r"seed: got -1, want 0 to 2\^31 - 1"):
+            losses.RealCentricLoss(8, seed=-1)
+
+
+@pytest.mark.parametrize("module", [losses, hard_negatives, supcon_margin])
+def test_examples(module: object) -> None:
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -1,0 +1,303 @@
+"""DALI's decoder against PyAV's: the same frames and times, every clip its own, whatever is beside it in a batch."""
+
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from counted_clips import HEIGHT, WIDTH, read_number, write_clip
+
+from fastdetect.errors import MediaError, MissingDependencyError
+from fastdetect.reasons import Reason
+from fastdetect.video import SamplingPolicy, dali, decode, probe
+from fastdetect.video.dali import DaliDecoder
+from fastdetect.video.lanes import nvdec
+from fastdetect.video.pyav import DecodedClip
+
+pytestmark = pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed: pip install 'fastdetect[gpu]'")
+
+POLICY = SamplingPolicy.parse
+VFR_MS = [0, 40, 50, 300, 301, 900, 1000, 1040, 1500, 3000, 3010, 3020, 3600]
+VP9 = {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}}
+VP8 = {"codec": "libvpx", "options": {"cpu-used": "8", "deadline": "realtime"}}
+MJPEG = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
+LATER_MS = [5000 + 40 * i for i in range(25)]
+CLIPS = {
+    "vp9.webm": VP9 | {"count": 30},
+    "vp8.webm": VP8 | {"count": 30},
+    "mjpeg.avi": MJPEG | {"count": 30},
+    "vp9-vfr.webm": VP9 | {"times_ms": VFR_MS, "count": len(VFR_MS), "gop": 4},
+    "vp8-vfr.mkv": VP8 | {"times_ms": VFR_MS, "count": len(VFR_MS)},
+    "vp9-starts-at-5s.mp4": VP9 | {"times_ms": LATER_MS, "count": 25, "gop": 5},
+    "vp9-odd.webm": VP9 | {"size": (131, 97), "count": 20},
+    "mjpeg-odd.avi": MJPEG | {"size": (101, 67), "count": 20},
+    "vp9-turned.mp4": VP9 | {"turn": 90, "count": 20},
+    "vp9-upside-down-mirrored.mp4": VP9 | {"turn": 180, "mirror": True, "count": 20},
+    "vp9-hidden-frames.webm": {"codec": "libvpx-vp9", "options": {"lag-in-frames": "16", "auto-alt-ref": "1"}},
+    "vp8-hidden-frames.webm": {"codec": "libvpx", "options": {"lag-in-frames": "16", "auto-alt-ref": "1"}},
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    return lambda name: folder / name if (folder / name).exists() else write_clip(folder / name, **CLIPS[name])
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    one = DaliDecoder()
+    yield one
+    one.close()
+
+
+def assert_same(clip, reference, levels=3):  # grey blocks: what is left of chroma is the codec's noise
+    assert isinstance(clip, DecodedClip), clip
+    assert [f.index for f in clip.frames] == [f.index for f in reference.frames]
+    assert [f.time_s for f in clip.frames] == [f.time_s for f in reference.frames]
+    assert [f.keyframe for f in clip.frames] == [f.keyframe for f in reference.frames]
+    for mine, theirs in zip(clip.frames, reference.frames, strict=True):
+        assert mine.rgb.shape == theirs.rgb.shape
+        assert mine.rgb.flags.c_contiguous
+        assert np.abs(mine.rgb.astype(int) - theirs.rgb).max() <= levels
+
+
+@pytest.mark.parametrize("policy", ["uniform:5", "fps:10", "keyframes", "all"])
+def test_frames_times_and_keyframes_are_pyavs_with_every_kind_of_clip_in_one_call(clips, decoder, policy):
+    paths = [clips(name) for name in CLIPS]
+    got = decoder.decode_many([probe(path) for path in paths], POLICY(policy))
+    for path, clip in zip(paths, got, strict=True):
+        reference = decode(path, POLICY(policy))
+        assert_same(clip, reference)
+        assert (clip.reasons, clip.method, clip.note) == ([], "frame-list", "")
+        assert clip.decoder == f"dali-{dali.installed()}/cpu"
+        assert clip.frames_decoded >= len(clip.frames)
+
+
+def test_max_seconds(clips, decoder):
+    for name in ("vp9-starts-at-5s.mp4", "vp9-vfr.webm"):
+        assert_same(
+            decoder.decode(clips(name), POLICY("all"), max_seconds=0.5),
+            decode(clips(name), POLICY("all"), max_seconds=0.5),
+        )
+
+
+def coloured(path, pictures, codec, matrix=None, full_range=False, gop=12):
+    """Encode RGB pictures, with a named colour matrix (1 = BT.709, 5 = BT.601) and range where they are given."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.thread_count = 1
+        if codec == "mjpeg":
+            stream.options = {"qmin": "1", "qmax": "2"}
+        else:
+            stream.options = {"crf": "4"} | ({"b": "5M", "cpu-used": "8"} if codec.startswith("libvpx") else {})
+        if matrix is not None:
+            stream.codec_context.colorspace = matrix
+            stream.codec_context.color_range = 2 if full_range else 1
+        for number, rgb in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(rgb).reformat(
+                format=stream.pix_fmt,
+                dst_colorspace=5 if matrix is None else matrix,
+                dst_color_range=2 if full_range or codec == "mjpeg" else 1,
+            )
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def flat(colour, count=6, size=(64, 48)):
+    return [np.full((size[1], size[0], 3), colour, np.uint8)] * count
+
+
+def smooth(number, width=192, height=128):
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.sin(x / 17 + number), np.sin(y / 13), np.cos((x + y) / 23)
+    return np.stack([128 + 100 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("codec", "matrix", "full_range"),
+    [
+        ("libvpx-vp9", None, False),
+        ("libvpx-vp9", 5, True),
+        ("libvpx-vp9", 1, False),
+        ("libvpx-vp9", 1, True),
+        ("libvpx", None, False),
+        ("mjpeg", None, True),
+    ],
+)
+def test_colours_agree_with_pyav_within_the_documented_tolerance(decoder, tmp_path, codec, matrix, full_range):
+    pictures = [smooth(i) for i in range(4)]
+    suffix = "avi" if codec == "mjpeg" else "webm"
+    path = coloured(tmp_path / f"clip.{suffix}", pictures, codec, matrix, full_range)
+    info = probe(path)
+    if matrix is not None:
+        assert info.colour_matrix == matrix
+    mine = np.stack([f.rgb for f in decoder.decode(path, POLICY("all")).frames]).astype(int)
+    theirs = np.stack([f.rgb for f in decode(path, POLICY("all")).frames]).astype(int)
+    difference = np.abs(mine - theirs)
+    assert difference.mean() <= 2.5
+    assert np.percentile(difference, 99) <= 8
+    assert difference.max() <= 12
+    # and it is no worse than PyAV against the pictures that were encoded: matrix and range are right, not just alike
+    truth = np.stack(pictures)
+    assert np.abs(mine - truth).mean() <= np.abs(theirs - truth).mean() + 0.5
+
+
+def test_every_clip_keeps_its_own_colour_through_several_mixed_batches(tmp_path):
+    hues = np.random.default_rng(0).permutation(20) / 20 * 2 * np.pi
+    colours = [tuple((128 + 70 * np.cos(h + t)).astype(int) for t in (0, 2.1, 4.2)) for h in hues]
+    kinds = [("libvpx-vp9", "webm"), ("mjpeg", "avi"), ("libvpx", "webm")]
+    paths = []
+    for i, colour in enumerate(colours):
+        codec, suffix = kinds[i % 3]
+        size = (64, 48) if i % 2 else (96, 64)
+        paths.append(coloured(tmp_path / f"{i}.{suffix}", flat(colour, 3 + i % 4, size), codec))
+    decoder = DaliDecoder(batch=3)
+    for _ in range(2):  # the second time with pipelines that have been used
+        got = decoder.decode_many([probe(path) for path in paths], POLICY("all"))
+        for i, clip in enumerate(got):
+            assert clip.info.path == str(paths[i])
+            assert len(clip.frames) == 3 + i % 4
+            for frame in clip.frames:
+                np.testing.assert_allclose(frame.rgb.mean(axis=(0, 1)), colours[i], atol=5)
+
+
+def test_a_bad_file_costs_itself_only(clips, tmp_path):
+    good = [clips("vp9.webm"), clips("vp8.webm"), clips("vp9-odd.webm")]
+    data = bytearray(clips("vp9-vfr.webm").read_bytes())
+    bad = tmp_path / "bad.webm"
+    infos = [probe(path) for path in good]
+    bad.write_bytes(data)
+    spoilt = probe(bad)
+    decoder = DaliDecoder(batch=8)
+    plan = dali._plan(spoilt, POLICY("all"), None, dali.DEFAULT_LIMITS)
+    bad.write_bytes(data[:200] + bytes(len(data) - 200))  # it goes bad after the packets were read
+    batch = [dali._plan(info, POLICY("all"), None, dali.DEFAULT_LIMITS) for info in infos]
+    with pytest.raises(MediaError, match=r"bad\.webm"):
+        decoder._decode([*batch, plan])
+    assert decoder._alone(plan).reason is Reason.DECODE_ERROR
+    got = decoder.decode_many([infos[0], spoilt, *infos[1:]], POLICY("all"))
+    assert isinstance(got[1], MediaError)
+    for path, clip in zip(good, [got[0], *got[2:]], strict=True):
+        assert_same(clip, decode(path, POLICY("all")))
+
+
+def test_a_batch_that_fails_is_tried_again_file_by_file(clips, monkeypatch):
+    infos = [probe(clips("vp9.webm")), probe(clips("vp8.webm")), probe(clips("mjpeg.avi"))]
+    plan = dali._plan
+
+    def past_the_end(info, *rest):
+        made = plan(info, *rest)
+        if info.codec == "vp8":
+            made.asked = np.append(made.asked, 10_000)
+        return made
+
+    monkeypatch.setattr(dali, "_plan", past_the_end)
+    got = DaliDecoder().decode_many(infos, POLICY("uniform:3"))
+    assert [read_number(f.rgb) for f in got[0].frames] == [5, 15, 25]
+    assert got[1].reason is Reason.DECODE_ERROR
+    assert "10000" in str(got[1])
+    assert [read_number(f.rgb) for f in got[2].frames] == [5, 15, 25]
+
+
+def test_another_clips_frames_are_found_out(clips, tmp_path, monkeypatch):
+    red = coloured(tmp_path / "red.webm", flat((180, 60, 60)), "libvpx-vp9")
+    blue = coloured(tmp_path / "blue.webm", flat((60, 60, 180)), "libvpx-vp9")
+    decoder = DaliDecoder()
+    plans = [dali._plan(probe(path), POLICY("all"), None, dali.DEFAULT_LIMITS) for path in (red, blue)]
+    plans[0].info, plans[1].info = plans[1].info, plans[0].info  # what the fault would do: each gets the other's bytes
+    for clip in decoder._decode(plans):
+        assert clip.reason is Reason.DECODE_ERROR
+        assert "another picture" in str(clip)
+
+
+@pytest.mark.parametrize("name", ["vp9-hidden-frames.webm", "mjpeg.avi"])
+@pytest.mark.parametrize("how", ["cut", "overwritten"])
+def test_damaged_files_are_left_to_pyav_or_come_out_the_same(clips, decoder, tmp_path, name, how):
+    data = clips(name).read_bytes()
+    path = tmp_path / name
+    half = len(data) // 2
+    path.write_bytes(data[: len(data) * 6 // 10] if how == "cut" else data[:half] + bytes(200) + data[half + 200 :])
+    reference = decode(path, POLICY("all"))
+    (clip,) = decoder.decode_many([probe(path)], POLICY("all"))
+    if isinstance(clip, MediaError):
+        assert reference.reasons == [Reason.TRUNCATED]
+    else:
+        assert_same(clip, reference)
+
+
+def test_variable_frame_rates_do_not_hang(clips, decoder):
+    begin = time.perf_counter()
+    for policy in ("uniform:16", "fps:3", "all", "keyframes"):
+        decoder.decode(clips("vp8-vfr.mkv"), POLICY(policy))
+    assert time.perf_counter() - begin < 20
+
+
+def test_a_batch_that_takes_too_long_is_given_up_and_the_decoder_lives_on(clips):
+    decoder = DaliDecoder(timeout_s=1e-4)
+    with pytest.raises(MediaError, match="longer than") as caught:
+        decoder.decode(clips("vp9.webm"), POLICY("all"))
+    assert caught.value.reason is Reason.TIMEOUT
+    decoder.timeout_s = 60.0
+    assert_same(decoder.decode(clips("vp9.webm"), POLICY("all")), decode(clips("vp9.webm"), POLICY("all")))
+
+
+def test_a_codec_that_only_nvdec_has_is_an_error_here(tmp_path, decoder):
+    with pytest.raises(MediaError, match="DALI cannot decode") as caught:
+        decoder.decode(write_clip(tmp_path / "h264.mp4", 10), POLICY("all"))
+    assert caught.value.reason is Reason.DECODE_ERROR
+
+
+def test_a_size_that_changes_inside_a_stream_is_found_out(tmp_path, decoder):
+    path = tmp_path / "shrinks.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 2 * WIDTH, 2 * HEIGHT, "yuv420p"
+        smaller = av.CodecContext.create("libvpx", "w")
+        smaller.width, smaller.height, smaller.pix_fmt, smaller.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 25)
+        for encoder, pictures, first in (
+            (stream, flat((30, 120, 60), 5, (2 * WIDTH, 2 * HEIGHT)), 0),
+            (smaller, flat((230, 120, 60), 5, (WIDTH, HEIGHT)), 5),
+        ):
+            packets = []
+            for i, rgb in enumerate(pictures):
+                frame = av.VideoFrame.from_ndarray(rgb)
+                frame.pts, frame.time_base = first + i, Fraction(1, 25)
+                packets += encoder.encode(frame)
+            for packet in [*packets, *encoder.encode(None)]:
+                packet.stream = stream
+                container.mux(packet)
+    assert len(decode(path, POLICY("all")).frames) == 10
+    with pytest.raises(MediaError, match=r"another picture|cannot decode"):
+        decoder.decode(path, POLICY("all"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(nvdec(0) is None, reason="needs a GPU with libnvcuvid")
+@pytest.mark.parametrize(
+    ("name", "codec", "matrix"),
+    [("a.mp4", "libx264", None), ("b.mp4", "libx264", 1), ("c.mkv", "libx265", None), ("d.webm", "libvpx-vp9", None)],
+)
+def test_nvdec_gives_pyavs_frames_and_colours(tmp_path, name, codec, matrix):
+    pictures = [smooth(i, 320, 240) for i in range(30)]
+    paths = [coloured(tmp_path / f"{i}-{name}", pictures[i:], codec, matrix) for i in range(3)]
+    decoder = DaliDecoder(0)
+    for path, clip in zip(paths, decoder.decode_many([probe(p) for p in paths], POLICY("uniform:8")), strict=True):
+        reference = decode(path, POLICY("uniform:8"))
+        assert isinstance(clip, DecodedClip), clip
+        assert clip.decoder.endswith("/nvdec")
+        assert [(f.index, f.time_s) for f in clip.frames] == [(f.index, f.time_s) for f in reference.frames]
+        for mine, theirs in zip(clip.frames, reference.frames, strict=True):
+            assert np.abs(mine.rgb.astype(int) - theirs.rgb).mean() <= 2.5
+
+
+def test_without_dali_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setattr(dali, "PACKAGES", ("nvidia-dali-nothing",))
+    with pytest.raises(MissingDependencyError, match=r"fastdetect\[gpu\]"):
+        DaliDecoder()
