@@ -47,7 +47,7 @@ test-wheel: wheel
 $(READY): $(SOURCES)
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=/path/to/python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=3.0"
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "cmake>=3.28" ninja "pybind11>=3.0"
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.16"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@

@@ -206,16 +206,18 @@ def _calibration() -> str:
 
 def _extension() -> Iterator[Finding]:
     build = "pip install --no-build-isolation ."
+    architectures = ""
     try:
         host = importlib.import_module("fastdetect._host")
         facts = host.build_info()
+        architectures = facts["cuda_architectures"]
         found = f"{facts['compiler']}, uses {facts['cpu_level']}, version {facts['version']}"
         yield Finding("C++ core (fastdetect._host)", "ok", found)
     except ImportError as error:
         yield Finding(
             "C++ core (fastdetect._host)", "missing", _short(error), "no ops on NumPy arrays without torch", build
         )
-    from fastdetect.ops.backend import LIBRARY, load_cpu_library
+    from fastdetect.ops.backend import CUDA_LIBRARY, LIBRARY, load_cpu_library
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -225,6 +227,11 @@ def _extension() -> Iterator[Finding]:
     else:
         reason = str(said[-1].message).split(", so ")[0] if said else "it does not load"
         yield Finding("C++ op library", "missing", reason, "ops on the CPU take plain torch, many times slower", build)
+    if architectures and CUDA_LIBRARY.is_file():
+        yield Finding("CUDA op library", "ok", f"{CUDA_LIBRARY.name}, for sm_{architectures.replace(',', ', sm_')}")
+    else:
+        advice = f"install nvcc, then FASTDETECT_CUDA=ON {build}"
+        yield Finding("CUDA op library", "missing", "not built", "synthesis on a GPU takes plain torch", advice)
 
 
 def _gpu() -> Iterator[Finding]:
