@@ -10,7 +10,7 @@ from fastdetect.data.forgery import Dice
 
 
 def degrade(pairs: Tensor, dice: Dice) -> Tensor:
-    """Change light, smoothness, resolution, sharpness, noise and compression, alike for all pictures of a group.
+    """Change light, resolution, sharpness, noise and compression, alike for all pictures of a group.
 
     Args:
         pairs: [G,B,3,S,S] in [0,1], G pictures (a real and its fakes) of each of B faces; S a multiple of 16.
@@ -35,8 +35,6 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
         torch.exp(dice.uniform(-0.25, 0.25)),
         torch.where(grey, dice.uniform(0.0, 0.2), dice.uniform(0.6, 1.4)),
     )
-    # skin smoothing and upscaling by an editor or a phone are no forgery
-    apply(0.25, filters.smooth, dice.uniform(1.0, 3.0), dice.uniform(0.02, 0.1))
     blurred = torch.where(dice.chance(0.3), dice.uniform(0.2, 1.5), torch.zeros(batch, device=pairs.device))
     apply(0.55, filters.blur_resample, torch.exp(dice.uniform(0.0, 1.1)), blurred)
     apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))
