@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example of a property pays for imports and lazy set-up: a busy machine must not fail on its 200 ms.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 # Tests run in two processes on two cores; more threads than that wait for each other at every barrier.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

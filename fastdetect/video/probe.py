@@ -200,14 +200,18 @@ def set_up_decoder(stream: VideoStream, limits: Limits, threads: int = 1) -> Non
 
 
 def display_axes(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """Read the display matrix as (swap axes, then flip x, flip y), to the nearest quarter turn."""
+    """Read the display matrix as (swap axes, then flip x, flip y), to the nearest quarter turn.
+
+    PyAV 18 can crash when a frame whose `side_data` was read is garbage-collected, so only the frames whose angle is
+    not zero are asked for their matrix: a picture that is flipped top to bottom and nothing else stays as it is stored.
+    """
+    turn = quarter_turns(frame)
+    if not turn:
+        return False, False, False
     try:
         side_data: Any = frame.side_data
         matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), dtype=np.int32)
-    except KeyError:
-        return False, False, False
-    except ValueError:  # PyAV 18 cannot list side data that holds EXIF; the angle alone lacks only the mirror
-        turn = quarter_turns(frame)
+    except (KeyError, ValueError):  # it cannot list side data that holds EXIF; the angle alone lacks only the mirror
         return turn % 2 == 1, turn in (1, 2), turn in (2, 3)
     a, b, _, c, d = matrix[:5].tolist()
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)

@@ -18,7 +18,6 @@ from fastdetect.video.probe import (
     DEFAULT_LIMITS,
     Limits,
     VideoInfo,
-    display_axes,
     first_frame,
     open_stream,
     probe,
@@ -394,7 +393,7 @@ def _decode_carefully(
 
 def _to_rgb(frame: VideoFrame, info: VideoInfo) -> np.ndarray:
     """Convert by the stream's own matrix and range (BT.601 if it names none) to upright uint8 [H, W, 3]."""
-    swap, flip_x, flip_y = display_axes(frame)
+    swap, flip_x, flip_y = info.display_axes  # of the first frame: reading a frame's side data can crash PyAV 18 later
     width, height = (info.height, info.width) if swap else (info.width, info.height)
     rgb = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
     if swap:
