@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "torch", "triton", "numpy", "av", "opencv-python-headless", "timm", "pytorch-metric-learning", "cut-cross-entropy",
-    "torchcodec", "nvidia-dali-cuda130",
+    "liger-kernel", "inf-cl", "torchcodec", "nvidia-dali-cuda130",
 )  # fmt: skip
 
 

@@ -70,18 +70,14 @@ def load(path: Path) -> MesoNet:
         return [{k.split("/")[1]: w for k, w in weights.items() if k.split("/")[0] == n} for n in ordered]
 
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        for conv, layer in zip(convs, layers("conv2d"), strict=True):
-            conv.weight.copy_(layer["kernel"].permute(3, 2, 0, 1))
-            conv.bias.copy_(layer["bias"])
-        for norm, layer in zip(model.norms, layers("batch_normalization"), strict=True):
-            norm.weight.copy_(layer["gamma"])
-            norm.bias.copy_(layer["beta"])
-            norm.running_mean.copy_(layer["moving_mean"])
-            norm.running_var.copy_(layer["moving_variance"])
-        for linear, layer in zip((model.hidden, model.out), layers("dense"), strict=True):
-            linear.weight.copy_(layer["kernel"].T)
-            linear.bias.copy_(layer["bias"])
+    for conv, layer in zip(convs, layers("conv2d"), strict=True):
+        conv.load_state_dict({"weight": layer["kernel"].permute(3, 2, 0, 1), "bias": layer["bias"]})
+    for norm, layer in zip(model.norms, layers("batch_normalization"), strict=True):
+        mean, variance = layer["moving_mean"], layer["moving_variance"]
+        state = {"weight": layer["gamma"], "bias": layer["beta"], "running_mean": mean, "running_var": variance}
+        norm.load_state_dict(state | {"num_batches_tracked": torch.tensor(0)})
+    for linear, layer in zip((model.hidden, model.out), layers("dense"), strict=True):
+        linear.load_state_dict({"weight": layer["kernel"].T, "bias": layer["bias"]})
     return model.to(memory_format=torch.channels_last).eval()  # 2 to 3 times as fast on a CPU
 
 

@@ -95,7 +95,7 @@ def _ops(path: Path, cases: list[dict[str, Any]]) -> Iterator[str]:
         yield _rows(its)
         targets = [line for case in its for line in _targets(case)]
         if targets:
-            yield "Targets of ours:\n\n" + _table(["case", "against", "wanted", "got", ""], targets)
+            yield "Targets of ours:\n\n" + _table(["case", "against", "wanted", "got", "at the floor", ""], targets)
         for name in plots.groups(its):
             yield f"![{name}]({PLOTS}/{plots.file_name(path.stem, name)})\n"
 
@@ -127,7 +127,12 @@ def _rows(cases: list[dict[str, Any]]) -> str:
 def _targets(case: Mapping[str, Any]) -> Iterator[list[str]]:
     for peer, target in case.get("targets", {}).items():
         verdict = "met" if target["met"] else "**missed**"
-        yield [case["case"], peer, f"{number(target['want'])}x", f"{number(target['got'])}x", verdict]
+        at_floor = "-"
+        if case["floor"]:  # what no implementation could beat
+            most = case["providers"][peer]["time_ms"] / case["floor"]["ms"]
+            at_floor = f"{number(most)}x"
+            verdict += ", the floor is above it" if most < target["want"] and not target["met"] else ""
+        yield [case["case"], peer, f"{number(target['want'])}x", f"{number(target['got'])}x", at_floor, verdict]
 
 
 def _train(path: Path, cases: list[dict[str, Any]]) -> Iterator[str]:

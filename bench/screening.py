@@ -3,6 +3,7 @@
     python bench/screening.py                      # generated clips: 512 x 512, 5 s, one face
     python bench/screening.py --data ../shared/data # and the real videos there
     python bench/screening.py --json out.json
+    python bench/screening.py --memory 2000         # resident memory over as many small files, and nothing else
 
 The usual pipeline: OpenCV decodes every frame; 16 of them, evenly spaced, go one by one through a face detector;
 each face goes by itself through the same model in eager fp32. It runs twice, with CenterFace as here, and with
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,19 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.crop import crop_face
 from fastdetect.models.detector import TwoBranchDetector
-from fastdetect.screening.config import ScreenConfig
+from fastdetect.screening.config import DetectionConfig, ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.model import Model
+from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.run import run_screening
+from fastdetect.screening.store import ResultStore
 
 TARGET = 2500  # five-second 512p clips per hour on two cores
 FRAMES = 16
@@ -56,15 +62,15 @@ def moving_face(seed: int, *, side: int = 512, frames: int = 125) -> Iterator[np
         yield np.clip(frame + grain[i % 8], 0, 255).astype(np.uint8)
 
 
-def generate(folder: Path, count: int) -> list[Path]:
-    """Encode `count` five-second clips with H.264 at CRF 23 and a keyframe every two seconds."""
+def generate(folder: Path, count: int, *, side: int = 512, frames: int = 125) -> list[Path]:
+    """Encode `count` clips, five seconds long, with H.264 at CRF 23 and a keyframe every two seconds."""
     paths = []
     for seed in range(count):
         path = folder / f"clip{seed:03d}.mp4"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25, width=512, height=512, pix_fmt="yuv420p")
+            stream = container.add_stream("libx264", rate=25, width=side, height=side, pix_fmt="yuv420p")
             stream.options = {"crf": "23", "g": "50"}
-            for rgb in moving_face(seed):
+            for rgb in moving_face(seed, side=side, frames=frames):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
             container.mux(stream.encode())
         paths.append(path)
@@ -186,6 +192,37 @@ def compare(files: list[Path], model: str, *, turns: int, config: ScreenConfig) 
     }
 
 
+def memory(folder: Path, count: int, config: ScreenConfig) -> list[tuple[int, float, float]]:
+    """Screen `count` small clips (eight clips under as many names) and look at the memory on the way.
+
+    Returns:
+        (files done, MiB of this process, MiB of its workers), all resident, at twenty points.
+    """
+    originals = generate(folder, 8, side=128, frames=6)
+    for i in range(count):
+        os.link(originals[i % len(originals)], folder / f"copy{i:06d}.mp4")
+    files = expand_inputs([folder / f"copy{i:06d}.mp4" for i in range(count)])
+    me, seen = psutil.Process(), []
+    with (
+        Model.load(config) as model,
+        closing(ResultStore(folder / "out", model.identity(config), resume=False)) as store,
+    ):
+        for done, row in enumerate(Screener(model, config, media=folder / "media").screen(files), 1):
+            store.append(row)
+            if done % max(1, count // 20) == 0:
+                workers = sum(child.memory_info().rss for child in me.children())
+                seen.append((done, me.memory_info().rss / 2**20, workers / 2**20))
+                print("  {:6d} files: {:7.1f} MiB, workers {:7.1f} MiB".format(*seen[-1]), flush=True)
+    return seen
+
+
+def print_memory(seen: list[tuple[int, float, float]]) -> None:
+    """The growth from the second point to the last (before it, batches and caches still fill)."""
+    (first, *before), (last, *after) = seen[1], seen[-1]
+    parts = (f"{name} {b / a - 1:+.1%}" for name, a, b in zip(("own", "workers"), before, after, strict=True))
+    print(f"growth from {first} to {last} files: {', '.join(parts)}, all {sum(after) / sum(before) - 1:+.1%}")
+
+
 def print_result(name: str, result: dict[str, Any]) -> None:
     """Every pipeline, a line each: wall time with set-up and report, CPU time, stages."""
     print(f"\n{name}: {result['files']} files in {result['turns']} turns")
@@ -207,11 +244,24 @@ def main() -> None:
     parser.add_argument("--model", default="fastdetect-small")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--detector", default="auto", help="runtime of the face detector")
+    parser.add_argument("--memory", type=int, metavar="FILES", help="watch the memory over so many files instead")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     config = ScreenConfig(
-        model=args.model, workers=args.workers, precision=args.precision, media=False, uncalibrated=True
+        model=args.model,
+        engine=args.engine,
+        workers=args.workers,
+        precision=args.precision,
+        media=False,
+        uncalibrated=True,
+        detection=DetectionConfig(runtime=args.detector),
     )
+    if args.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            print_memory(memory(Path(folder), args.memory, config.model_copy(update={"sample": "uniform:3"})))
+        return
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     print(f"{cores} cores, {platform.machine()}, torch {torch.__version__}, load before the start {load:.1f}")

@@ -221,7 +221,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Validation table: ours and MesoNet's four models")
     parser.add_argument("--data", type=Path, default=os.environ.get("FASTDETECT_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--model", default="fastdetect-small", help="model folder or shipped name")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", default="fp32", help="fp32: the same figures on every machine")
     parser.add_argument("--sample", default="uniform:16")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fastdetect-validation")
     parser.add_argument("--threads", type=int, default=2)

@@ -57,6 +57,7 @@ struct SynthesisBackwardJob {
   const float* lam;  // [count], as applied
   const void* grad;  // [count, D] of z's dtype, contiguous
   void* out;         // [N, D] of z's dtype, contiguous
+  bool zeroed;       // whether out is zero already (CPU)
 };
 
 struct SumsJob {

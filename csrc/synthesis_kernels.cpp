@@ -95,7 +95,7 @@ void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end,
     const int64_t next = slot < job.count && job.index[slot] >= 0 ? job.index[slot] : end;
     if (i < next) {  // rows that were not mined
       const int64_t stop = next < end ? next : end;
-      memset(out, 0, (stop - i) * n * sizeof(T));
+      if (!job.zeroed) memset(out, 0, (stop - i) * n * sizeof(T));
       i = stop - 1;
       continue;
     }
@@ -110,6 +110,8 @@ void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end,
   }
 }
 
+constexpr int64_t kAhead = 8;  // rows
+
 template <class T>
 void sums_range(const SumsJob& job, int64_t begin, int64_t end) {
   const int64_t n = job.z.width;
@@ -122,6 +124,11 @@ void sums_range(const SumsJob& job, int64_t begin, int64_t end) {
       if (job.labels[i] < 0) sum[n] = __builtin_nanf("");
       if (job.labels[i] != 0) continue;
       const T* __restrict z = row_of<T>(job.z, i);
+      // Rows of fakes in between break the hardware's streams.
+      if (i + kAhead < job.z.count && job.labels[i + kAhead] == 0) {
+        const char* next = reinterpret_cast<const char*>(row_of<T>(job.z, i + kAhead));
+        for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(next + byte);
+      }
       for (int64_t k = 0; k < n; ++k) sum[k] += load(z[k]);
       sum[n] += 1.0f;
     }

@@ -46,6 +46,7 @@ Tensor synthesize_backward(const Tensor& grad, const Tensor& z, const Tensor& ce
                            const Tensor& lam) {
   fastdetect::SynthesisGradient made(grad, z, center, index, lam);
   fastdetect::huge_pages(made.out);
+  made.job.zeroed = fastdetect::zero_pages(made.out);
   const CpuLevel level = fastdetect::best_cpu_level();
   torch::stable::parallel_for(0, z.size(0), grain(z.size(1)), [&](int64_t begin, int64_t end) {
     fastdetect::synthesize_backward(made.job, begin, end, level);

@@ -72,7 +72,8 @@ struct SynthesisGradient {
             index.size(0),
             lam.const_data_ptr<float>(),
             grad.const_data_ptr(),
-            out.mutable_data_ptr()} {}
+            out.mutable_data_ptr(),
+            false} {}
 };
 
 struct Sums {

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +74,7 @@ def screen(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. [auto]")] = None,
-    decoder: Annotated[str | None, typer.Option(help="auto (NVDEC if it can, else pyav), dali or pyav. [auto]")] = None,
+    decoder: Annotated[str | None, typer.Option(help="auto (NVDEC if it can), dali, nvcodec or pyav. [auto]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode and find faces. [one per core]")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of wall time per file. [120]")] = None,
     no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
@@ -138,6 +137,7 @@ def demo(
 
 @app.command()
 def doctor(
+    clips: Annotated[list[str] | None, typer.Argument(help="Of --parity: your files or folders.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     parity: Annotated[
         bool, typer.Option("--parity", help="Screen a portrait with every decoder and engine here, and compare.")
@@ -148,34 +148,172 @@ def doctor(
     if parity:
         from fastdetect.screening.parity import run_parity
 
-        raise typer.Exit(run_parity(model=model))
+        raise typer.Exit(run_parity(model=model, clips=clips or []))
+    if clips:
+        raise UsageError(f"doctor takes files with --parity only; got {' '.join(clips)}")
     from fastdetect.screening.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json))
 
 
+RunOutput = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where the run goes.")]
+Steps = Annotated[int | None, typer.Option(help="Budget in steps of the optimiser; or")]
+Minutes = Annotated[float | None, typer.Option(help="in minutes.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the output's state.pt.")]
+
+
 @app.command()
-def pretrain(config: Config = None, overrides: Overrides = None) -> None:
-    """Pretrain the masked image model on real faces."""
+def pretrain(
+    packs: Annotated[
+        list[Path] | None, typer.Argument(help="Face packs, see `fastdetect data pack`.", show_default=False)
+    ] = None,
+    output: RunOutput = None,
+    masking: Annotated[str | None, typer.Option(help="random, block or facial. [random]")] = None,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Pretrain the masked image model on real faces; under torchrun on several GPUs or machines."""
     from fastdetect.training.pretrain import main as run
 
-    _configured(run, config, overrides)
+    options: dict[str, Any] = {
+        "packs": packs or None,
+        "output": output,
+        "masking": masking,
+        "steps": steps,
+        "minutes": minutes,
+        "resume": resume or None,
+    }
+    raise typer.Exit(run(config, overrides or [], options))
 
 
 @app.command()
-def train(config: Config = None, overrides: Overrides = None) -> None:
-    """Train the two-branch detector on reals and on fakes made from them."""
+def train(
+    pack: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reals, of which fakes are made; or")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="a set's own reals and fakes: what `data extract` wrote.")
+    ] = None,
+    output: RunOutput = None,
+    mim: Annotated[Path | None, typer.Option(help="Masked image model: folder or shipped name.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Detector to start from: folder or shipped name.")] = None,
+    loss: Annotated[str | None, typer.Option(help="ce, supcon or real-centric. [ce]")] = None,
+    margin: Annotated[float | None, typer.Option(help="Of the real-centric loss. [0.1]")] = None,
+    no_residual: Annotated[bool, typer.Option("--no-residual", help="The image branch alone.")] = False,
+    no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Real-centric without fused negatives.")] = False,
+    no_synthesis: Annotated[
+        bool, typer.Option("--no-synthesis", help="Real-centric without synthetic positives.")
+    ] = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    patience: Annotated[int | None, typer.Option(help="Validations without a better one that end the run.")] = None,
+    resume: Resume = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train the two-branch detector on a set's own fakes or on fakes made of reals; under torchrun on several GPUs."""
     from fastdetect.training.train import main as run
 
-    _configured(run, config, overrides)
+    options: dict[str, Any] = {
+        "pack": pack,
+        "manifest": manifest,
+        "output": output,
+        "mim": mim,
+        "init": init,
+        "loss": loss,
+        "margin": margin,
+        "residual": False if no_residual else None,
+        "fusion": False if no_fusion else None,
+        "synthesis": False if no_synthesis else None,
+        "steps": steps,
+        "minutes": minutes,
+        "patience": patience,
+        "resume": resume or None,
+    }
+    raise typer.Exit(run(config, overrides or [], options))
 
 
 @app.command()
-def evaluate(config: Config = None, overrides: Overrides = None) -> None:
-    """Measure a model: AUC per manipulation with intervals, error rates, calibration."""
+def evaluate(
+    videos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]INDEX",
+            help="index.csv files, manifests (.parquet) or data sets as they lie on disk; NAME makes them one set.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where the result goes. [evaluation]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Shipped name, folder or Hub id. [fastdetect-small]")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="auto (test, else validation, else all), all, or a split's name. [auto]")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="uniform:N, fps:X, keyframes or all. [uniform:16]")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Look at the first seconds only.")] = None,
+    robustness: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEST", help="all, jpeg, blur, resize, noise or h264, or strengths: h264:23,40."),
+    ] = None,
+    synthetic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Also on fakes made of the reals: all, self_blend, swap, resynthesis."),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="standard or cross-manipulation. [standard]")] = None,
+    trained: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=MODEL", help="Of cross-manipulation: a model, or its evaluation.json, and what it knows."
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Of cross-manipulation: columns by method or type. [method]")] = None,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INDEX", help="What the model was trained on: none of it may be measured."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="As of screen. [auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. [auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the model, the decoder and the face detector. [1]")] = None,
+    no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model: AUC per manipulation with intervals, error rates, calibration, robustness; and a report.
+
+    Exit code: 0, or 3 where a file could not be decoded.
+    """
     from fastdetect.evaluation.protocol import main as run
 
-    _configured(run, config, overrides)
+    named = dict(text.partition("=")[::2] for text in trained or ())
+    if not all(named.values()):
+        raise UsageError(
+            f"--trained {' '.join(trained or ())}: wanted KIND=MODEL, for example Deepfakes=runs/deepfakes"
+        )
+    options: dict[str, Any] = {
+        "index": videos or None,
+        "output": output,
+        "model": model,
+        "split": split,
+        "sampling": sample,
+        "max_seconds": max_seconds,
+        "robustness": robustness,
+        "synthetic": synthetic,
+        "protocol": protocol,
+        "trained": named or None,
+        "by": by,
+        "trained_on": trained_on,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "media": False if no_media else None,
+    }
+    raise typer.Exit(run(config, overrides or [], options))
 
 
 @app.command()
@@ -183,12 +321,15 @@ def calibrate(
     pack: Annotated[Path, typer.Argument(help="Face pack with held-out persons.")],
     model: Annotated[Path, typer.Option(help="Model folder; its config.json gets the block.")],
     splits: Annotated[str, typer.Option(help="Splits that training never saw.")] = "val,test",
+    check: Annotated[
+        str, typer.Option(metavar="SPLITS", help="Splits to check the thresholds on. [folds of --splits]")
+    ] = "",
     sample: Annotated[str, typer.Option(metavar="POLICY", help="Policy that the thresholds are for.")] = "uniform:16",
 ) -> None:
-    """Fit a model's probabilities and thresholds on held-out reals and fakes made from them."""
+    """Fit a model's probabilities and thresholds on held-out reals and fakes made from them, and check them."""
     from fastdetect.evaluation.calibrate import main as run
 
-    raise typer.Exit(run(pack, model, splits=splits, sampling=sample))
+    raise typer.Exit(run(pack, model, splits=splits, check=check, sampling=sample))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -222,6 +363,37 @@ def export(
     raise typer.Exit(run(model, to, output, part=part, precision=precision, batch=batch, gpu=gpu))
 
 
+models_app = typer.Typer(help="Model folders.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the official MAE with its decoder (.pth).")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the model goes.")],
+    heads: Annotated[int | None, typer.Option(help="Of the encoder. [MAE's for its width]")] = None,
+    decoder_heads: Annotated[int | None, typer.Option(help="Of the decoder. [MAE's for its width]")] = None,
+    norm_pix: Annotated[bool, typer.Option("--norm-pix", help="It was trained with --norm_pix_loss.")] = False,
+) -> None:
+    """Make a masked image model of a foreign checkpoint, which is read with weights_only=True in a process apart."""
+    from fastdetect.models.convert import convert_mae
+
+    folder = convert_mae(source, output, heads=heads, decoder_heads=decoder_heads, norm_pix=norm_pix)
+    typer.echo(f"model: {folder}")
+
+
+@models_app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="Folder or shipped name.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Of a repository that is made.")] = False,
+) -> None:
+    """Upload a model folder to the Hugging Face Hub; `hf auth login` first."""
+    from fastdetect.models.hub import push_to_hub
+
+    typer.echo(push_to_hub(model, repo, private=private or None))
+
+
 data_app = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -237,6 +409,19 @@ def pack(
     from fastdetect.data.face_pack import main as run
 
     raise typer.Exit(run(indices, output, splits=splits, per_video=per_video))
+
+
+@data_app.command()
+def redraw(
+    pack: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of `data pack`.")],
+    count: Annotated[int, typer.Option(min=1, help="Faces to draw, from all sources alike.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Of the choice of faces and networks.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of a network.")] = 1,
+) -> None:
+    """Let published upscalers draw a pack's faces again: training then makes fakes of them (extra: redraw)."""
+    from fastdetect.data.neural_redraw import main as run
+
+    raise typer.Exit(run(pack, count=count, seed=seed, threads=threads))
 
 
 @data_app.command()
@@ -334,10 +519,6 @@ def extract(
         splits=tuple(split or ()), methods=tuple(method or ()), compressions=tuple(compression or ()),
     )  # fmt: skip
     raise typer.Exit(code)
-
-
-def _configured(run: Callable[[Path | None, list[str]], int], config: Path | None, overrides: list[str] | None) -> None:
-    raise typer.Exit(run(config, overrides or []))
 
 
 def main() -> None:

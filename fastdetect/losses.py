@@ -14,6 +14,7 @@ from fastdetect.ops import (
     synthesize_positives,
     update_center,
 )
+from fastdetect.ops.ranks import gather_rows
 
 
 class MaskedPatchLoss(nn.Module):
@@ -203,8 +204,10 @@ class RealCentricLoss(nn.Module):
         rho, lam_max, guard: of `synthesize_positives`; rho = 0: no synthesis.
         n_hard: marginal fakes [8 a group of the batch]; n_fused: fused negatives made of them, 0: none.
         detach: no gradient through the synthetic positives; fusion_grad: gradient through the fused negatives.
-        seed: of synthesis and fusion, 0 to 2^31 - 1; with a group, ranks draw apart.
-        group: global batch over its ranks, see `supcon_margin_loss`.
+        seed: of synthesis and fusion, 0 to 2^31 - 1.
+        group: the batch is the rows of all its ranks, as many on each: centre, mining, n_hard and n_fused, draws and
+            loss are those of one process that holds them all. The value is the global loss, the gradient the complete
+            one of the rank's own rows (DistributedDataParallel averages: multiply the loss by the world size).
 
     Example:
         >>> loss = RealCentricLoss(16)
@@ -259,21 +262,22 @@ class RealCentricLoss(nn.Module):
         On CUDA it waits for the device once, for the number of mined reals (rho = 0: never).
         """
         z = nn.functional.normalize(embeddings.float(), dim=-1).to(embeddings.dtype)
+        every, every_label = z.detach() if self.detach else z, labels
+        if self.group is not None:
+            every, every_label = gather_rows(every, self.group), gather_rows(labels, self.group, equal=True)
         if self.training:
-            self.center = update_center(self.center, z, labels, momentum=self.momentum, group=self.group)
+            self.center = update_center(self.center, every, every_label, momentum=self.momentum)
             self.step += 1
-        rank = dist.get_rank(self.group) if self.group is not None else 0
-        seed = self.step + (self.seed << 32) + (rank << 24)
+        seed = self.step + (self.seed << 32)
         synthetic = fused = None
         # Without a centre (no real yet) there is no anchor either: the loss is 0 whatever is added.
         center = torch.where(self.center.any(), self.center, self.center.new_ones(()) / self.center.numel() ** 0.5)
         if self.rho > 0:
-            source = z.detach() if self.detach else z
             synthetic, _, _ = synthesize_positives(
-                source, labels, center, rho=self.rho, lam_max=self.lam_max, seed=seed, guard=self.guard
+                every, every_label, center, rho=self.rho, lam_max=self.lam_max, seed=seed, guard=self.guard
             )
         if self.n_fused > 0:
-            fused = fuse_hard_negatives(z, labels, center, n_hard=self.n_hard, n_fused=self.n_fused, seed=seed)
+            fused = fuse_hard_negatives(every, every_label, center, n_hard=self.n_hard, n_fused=self.n_fused, seed=seed)
         return supcon_margin_loss(
             z, labels, synthetic=synthetic, fused_negatives=fused, group=self.group, **self.options
         )

@@ -27,7 +27,7 @@ class _Sets:
     def __init__(self, p: Any) -> None:
         self.p = p
         z = _last_stride_one(p.z)
-        every = z if p.columns is None else _last_stride_one(p.columns)
+        every = _last_stride_one(p.every())
         kinds, own = _kinds(p), slice(p.offset, p.offset + z.shape[0])
         self.samples, self.columns = Rows(z, kinds[own].contiguous()), Rows(every, kinds)
         self.extras: list[Rows] = []
@@ -35,10 +35,14 @@ class _Sets:
             synthetic = _last_stride_one(p.synthetic)
             self.extras.append(Rows(synthetic, kinds.new_zeros(synthetic.shape[0])))
         if p.index_a is not None and p.index_a.shape[0]:
-            fuse = (p.index_a.clamp(-1, z.shape[0] - 1), p.index_b.clamp(-1, z.shape[0] - 1), *_fuse_weights(p, z))
-            self.extras.append(Rows(z, torch.full_like(p.index_a, -1, dtype=torch.int32), fuse))
+            last = every.shape[0] - 1
+            fuse = (p.index_a.clamp(-1, last), p.index_b.clamp(-1, last), *_fuse_weights(p, every))
+            self.extras.append(Rows(every, torch.full_like(p.index_a, -1, dtype=torch.int32), fuse))
         lengths = [
-            torch.linalg.vector_norm(r.z, dim=1, dtype=torch.float32).max() for r in (self.columns, *self.extras)
+            r.kinds.new_ones((), dtype=torch.float32)  # fused rows are of unit length, whatever they are made of
+            if r.fuse
+            else torch.linalg.vector_norm(r.z, dim=1, dtype=torch.float32).max()
+            for r in (self.columns, *self.extras)
         ]
         bound = torch.stack(lengths).max().square()  # of |s|; not below the limit where it is NaN
         self.online = (~((bound + p.margin) / p.temperature <= kernels.EXPONENT_LIMIT)).to(torch.int32)
@@ -81,7 +85,7 @@ def _kinds(p: Any) -> Tensor:
 
 def _fuse_weights(p: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """(2, K) weights that make the mixed rows unit length, and the centre; blocks, so that no rows are kept."""
-    center = p.center.to(z.dtype)
+    center = p.center.to(z.dtype).contiguous()
     lengths = []
     for a, b, w in zip(p.index_a.split(4096), p.index_b.split(4096), p.weight.split(4096), strict=True):
         first, other = z[a.clamp(0, z.shape[0] - 1)].float(), z[b.clamp(0, z.shape[0] - 1)]
@@ -197,7 +201,7 @@ def _wrong(p: Any) -> Tensor:
     found = (p.labels < 0).any()
     for index in (p.index_a, p.index_b):
         if index is not None:
-            found = found | ((index < -1) | (index >= p.z.shape[0])).any()
+            found = found | ((index < -1) | (index >= p.every().shape[0])).any()
     return found
 
 
@@ -210,7 +214,9 @@ def _coefficients(coefficients: Tensor, unit: Tensor) -> Tensor:  # (5, C)
 
 
 def _nothing(count: int, like: Tensor) -> Tensor:
-    return torch.tensor([0.0, 0.0, math.inf, 0.0, 0.0]).to(like.device, non_blocking=True)[:, None].repeat(1, count)
+    none = like.new_zeros(5, count)  # filled on the device: a CUDA graph would copy from host memory that is gone
+    none[2].fill_(math.inf)
+    return none
 
 
 def _product(sets: _Sets, x: Rows, y: Rows, cx: Tensor, cy: Tensor) -> Tensor:  # (parts, X, D) float32

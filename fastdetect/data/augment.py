@@ -35,6 +35,7 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
         torch.exp(dice.uniform(-0.25, 0.25)),
         torch.where(grey, dice.uniform(0.0, 0.2), dice.uniform(0.6, 1.4)),
     )
+    apply(0.12, filters.smooth, dice.uniform(1.0, 3.0), dice.uniform(0.02, 0.08))  # filters that smooth the skin
     blurred = torch.where(dice.chance(0.3), dice.uniform(0.2, 1.5), torch.zeros(batch, device=pairs.device))
     apply(0.55, filters.blur_resample, torch.exp(dice.uniform(0.0, 1.1)), blurred)
     apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))

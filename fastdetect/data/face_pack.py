@@ -16,6 +16,7 @@ from fastdetect.video import SamplingPolicy, decode
 
 PACK_MARGIN = 1.75  # wider than the model's 1.3, so that training can shift and scale its crops inside
 PACK_SIZE = 256
+_REDRAWN, _REDRAWN_ROWS = "redrawn.npy", "redrawn_rows.npy"
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
@@ -40,6 +41,8 @@ class FacePack:
         face_px: float32 [N], longer box side in the source's pixels.
         identity, source, clip: int64 [N], indices into `identities`, `sources` and `clips`.
         split: [N] of "train", "val", "test".
+        redrawn: uint8 [M,256,256,3], faces that networks drew again, see `neural_redraw`; None without them.
+        redrawn_of: int64 [N], the index in `redrawn` of each face, -1 where it was not drawn again.
     """
 
     images: np.ndarray
@@ -52,6 +55,8 @@ class FacePack:
     identities: list[str]
     sources: list[str]
     clips: list[str]
+    redrawn: np.ndarray | None = None
+    redrawn_of: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,9 +77,21 @@ class FacePack:
             with np.load(folder / "faces.npz") as table:
                 columns = {key: table[key] for key in table.files}
             images = np.load(folder / "images.npy", mmap_mode="r")
+            redrawn = redrawn_of = None
+            if (folder / _REDRAWN_ROWS).exists():
+                redrawn = np.load(folder / _REDRAWN, mmap_mode="r")
+                rows, redrawn_of = np.load(folder / _REDRAWN_ROWS), np.full(len(images), -1)
+                redrawn_of[rows] = np.arange(len(rows))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} is not a face pack ({error}); make it with `fastdetect data pack`") from error
-        return cls(images=images, **columns, **names)
+        return cls(images=images, redrawn=redrawn, redrawn_of=redrawn_of, **columns, **names)
+
+
+def write_redrawn(folder: Path, images: np.ndarray, rows: np.ndarray) -> None:
+    """Add pictures uint8 [M,256,256,3], drawn again from the faces `rows` [M], to a pack; earlier ones are replaced."""
+    (folder / _REDRAWN_ROWS).unlink(missing_ok=True)
+    np.save(folder / _REDRAWN, images)
+    np.save(folder / _REDRAWN_ROWS, rows)
 
 
 def read_index(index: Path, *, splits: tuple[str, ...] = ("train", "val", "test")) -> list[Entry]:

@@ -31,8 +31,8 @@ class ForgeryConfig:
 
     Args:
         kinds: weights of `KINDS`: the face pasted onto itself after changes; another person's face; the face as an
-            inpainting model redraws it (falls to self-blends where no `redraw` is given); the whole picture warped,
-            smoothed and upsampled, as models that draw every pixel leave it.
+            inpainting model redraws it (falls to self-blends where no `redraw` is given); the whole picture drawn by
+            a network (`drawn`), or warped, smoothed and upsampled, as models that draw every pixel leave it.
         regions: weights of `REGIONS`, the part of the face that is replaced.
         difficulty: 0 = full opacity and large mismatches, 1 = down to faint ones.
     """
@@ -54,12 +54,15 @@ class Forged:
 
     Attributes:
         images: [B,3,S,S] in [0,1].
-        masks: [B,1,S,S] in [0,1], the opacity of what was replaced.
+        masks: [B,1,S,S] in [0,1], the opacity of what was pasted.
+        changed: [B,1,S,S] in [0,1], how far each pixel is not the real's: the rest of the picture, where the untouched
+            face was pasted onto a changed picture, and `masks` elsewhere.
         kind, region: int64 [B], indices into `KINDS` and `REGIONS`.
     """
 
     images: Tensor
     masks: Tensor
+    changed: Tensor
     kind: Tensor
     region: Tensor
 
@@ -193,6 +196,7 @@ def forge(
     config: ForgeryConfig,
     generator: torch.Generator,
     redraw: Callable[[Tensor], Tensor] | None = None,
+    drawn: Tensor | None = None,
 ) -> Forged:
     """Make one fake of every real face.
 
@@ -203,6 +207,8 @@ def forge(
         config: kinds, regions and difficulty.
         generator: on the images' device; the same state gives the same fakes.
         redraw: images [N,3,S,S] -> the same faces drawn again by a model.
+        drawn: [B,3,S,S], the same pictures as networks drew them, see `neural_redraw`; NaN where there is none. Four in
+            five fakes of the kind "resynthesis" are made of them where they exist.
     Raises:
         ShapeError: shapes do not fit.
     """
@@ -234,23 +240,29 @@ def forge(
     fit = torch.where(swap.flatten(), dice.uniform(0.4, 1.0), dice.uniform(0.0, 0.6))
     source = match_colour(source, images, masks, fit).clamp(0, 1)
     # a donor or a redrawn face is a mismatch in itself; half of them get no other
-    changed = mismatch(source, config.difficulty, dice)
+    altered = mismatch(source, config.difficulty, dice)
     plain = (kind != 0) & dice.chance(0.5 * config.difficulty)
-    source = torch.where(plain[:, None, None, None], source, changed)
+    source = torch.where(plain[:, None, None, None], source, altered)
     # some self-blends paste the untouched face onto the changed one instead
     inverted = ((kind == 0) & dice.chance(0.3))[:, None, None, None]
     opacity = torch.where(
         dice.chance(0.5 * config.difficulty), dice.uniform(0.4, 1.0), torch.ones(batch, device=images.device)
     )
     masks = masks * opacity[:, None, None, None]
-    drawn = torch.nonzero(kind == KINDS.index("resynthesis")).flatten()
-    if len(drawn):  # most of them whole, the others inside their region
-        rest = Dice(len(drawn), generator, images.device)
-        source = source.index_copy(0, drawn, resynthesis(images[drawn], config.difficulty, rest))
-        whole = rest.chance(0.75)[:, None, None, None]
-        masks = masks.index_copy(0, drawn, torch.where(whole, torch.ones_like(masks[drawn]), masks[drawn]))
+    whole = torch.nonzero(kind == KINDS.index("resynthesis")).flatten()
+    if len(whole):  # most of them whole, the others inside their region
+        rest = Dice(len(whole), generator, images.device)
+        made = resynthesis(images[whole], config.difficulty, rest)
+        if drawn is not None:
+            pictures = drawn[whole]
+            taken = rest.chance(0.8) & ~pictures.isnan().flatten(1).any(1)
+            made = torch.where(taken[:, None, None, None], pictures, made)
+        source = source.index_copy(0, whole, made.to(source.dtype))
+        everywhere = rest.chance(0.6)[:, None, None, None]
+        masks = masks.index_copy(0, whole, torch.where(everywhere, torch.ones_like(masks[whole]), masks[whole]))
     front, back = torch.where(inverted, images, source), torch.where(inverted, source, images)
-    return Forged(torch.lerp(back, front, masks), masks, kind, region)
+    changed = torch.where(inverted, 1 - masks, masks)
+    return Forged(torch.lerp(back, front, masks), masks, changed, kind, region)
 
 
 def choose_donors(landmarks: Tensor, identity: Tensor, generator: torch.Generator, *, among: int = 16) -> Tensor:

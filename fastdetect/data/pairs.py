@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastdetect.data.augment import degrade
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
@@ -17,12 +18,41 @@ from fastdetect.faces.crop import MARGIN
 
 @dataclass
 class PairBatch:
-    """A batch of pairs: `real` and `fake` [B,3,S,S] in [0,1] with equal degradation, `kind` and `region` int64 [B]."""
+    """A batch of pairs: `real` and `fake` [B,3,S,S] in [0,1] with equal degradation, `kind` and `region` int64 [B];
+    `changed` [B,1,S,S] in [0,1], where the fake is not the real, see `forge`."""
 
     real: Tensor
     fake: Tensor
+    changed: Tensor
     kind: Tensor
     region: Tensor
+
+
+class Pictures:
+    """Pictures of a face pack as batches on a device; on a GPU that has room they are all kept there.
+
+    Args:
+        images: uint8 [N,T,T,3]; rows: those that are asked for.
+        device: of the batches.
+        resident: whether they are kept there; None: on a GPU, where they take at most 40 % of what is free.
+    """
+
+    def __init__(
+        self, images: np.ndarray, rows: np.ndarray, device: torch.device, *, resident: bool | None = None
+    ) -> None:
+        self.images, self.rows, self.device = images, rows, device
+        if resident is None:
+            size = len(rows) * int(np.prod(images.shape[1:]))
+            resident = device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]
+        self.kept = torch.from_numpy(images[rows]).to(device) if resident else None
+
+    def __call__(self, chosen: np.ndarray) -> Tensor:
+        """Return float [B,3,T,T] in [0,1] of `chosen` [B], indices into the rows."""
+        if self.kept is not None:
+            pictures = self.kept[torch.from_numpy(chosen).to(self.device)]
+        else:
+            pictures = torch.from_numpy(np.stack([self.images[i] for i in self.rows[chosen]])).to(self.device)
+        return pictures.permute(0, 3, 1, 2).float() / 255
 
 
 class PairSource:
@@ -34,7 +64,7 @@ class PairSource:
     Args:
         pack, split: the faces.
         size: side of the crops in pixels, a multiple of 16.
-        device: where crops and fakes are made.
+        device: where crops and fakes are made; see `Pictures`.
         redraw: see `forge`.
         jitter, degraded: whether crops move and both pictures are degraded (training) or not.
         shares: weight of each of the pack's sources, 0 where it is not named; None: by their numbers of persons.
@@ -58,6 +88,8 @@ class PairSource:
         self.pack, self.size, self.device = pack, size, torch.device(device)
         self.redraw, self.jitter, self.degraded = redraw, jitter, degraded
         self.rows = pack.where(split)
+        self.pictures = Pictures(pack.images, self.rows, self.device)
+        self.redrawn_of = pack.redrawn_of
         self.landmarks = torch.from_numpy(pack.landmarks[self.rows])
         self.identity = torch.from_numpy(pack.identity[self.rows])
         order = np.argsort(pack.identity[self.rows], kind="stable")
@@ -81,9 +113,16 @@ class PairSource:
             raise UsageError(f"shares: got {shares}; wanted one weight above 0 at least")
         return weights / weights.sum()
 
-    def _pictures(self, chosen: np.ndarray) -> Tensor:
-        pictures = torch.from_numpy(np.stack([self.pack.images[i] for i in self.rows[chosen]]))
-        return pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _drawn(self, chosen: np.ndarray) -> Tensor:
+        """The chosen faces [B,3,T,T] as networks drew them, NaN where there is none."""
+        images, index = self.pack.redrawn, self.redrawn_of
+        assert images is not None
+        assert index is not None
+        rows = index[self.rows[chosen]]
+        pictures = torch.full((len(rows), 3, *images.shape[1:3]), torch.nan)
+        for i in np.flatnonzero(rows >= 0):
+            pictures[i] = torch.from_numpy(np.array(images[rows[i]])).permute(2, 0, 1).float() / 255
+        return pictures.to(self.device)
 
     def batch(self, count: int, seed: int, config: ForgeryConfig) -> PairBatch:
         """Return `count` pairs; the same seed gives the same batch on the same kind of device."""
@@ -97,45 +136,114 @@ class PairSource:
         ]
         donors = pool[donor.numpy()]
         dice = Dice(count, generator, self.device)
-        faces, points = crop_pack(
-            self._pictures(chosen), self.landmarks[chosen].to(self.device), self.size, MARGIN / PACK_MARGIN, dice,
+        pictures = self.pictures(chosen)
+        if self.redrawn_of is not None:  # cut like the face itself
+            pictures = torch.cat([pictures, self._drawn(chosen)], 1)
+        cut, points = crop_pack(
+            pictures, self.landmarks[chosen].to(self.device), self.size, MARGIN / PACK_MARGIN, dice,
             jitter=self.jitter,
         )  # fmt: skip
+        faces, drawn = cut[:, :3], cut[:, 3:] if self.redrawn_of is not None else None
         forged = forge(
-            faces, points, self._pictures(donors), self.landmarks[donors].to(self.device),
-            config=config, generator=generator, redraw=self.redraw,
+            faces, points, self.pictures(donors), self.landmarks[donors].to(self.device),
+            config=config, generator=generator, redraw=self.redraw, drawn=drawn,
         )  # fmt: skip
         both = torch.stack([faces, forged.images])
         if self.degraded:
             both = degrade(both, dice)
-        return PairBatch(both[0], both[1], forged.kind, forged.region)
+        return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region)
 
 
-class PairStream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless (images [2B,3,S,S] float16 reals then fakes, labels [2B]) for a DataLoader with `batch_size=None`.
+@dataclass(frozen=True)
+class Deal:
+    """Who makes what of a step's batch: independent draws, dealt to processes and, there, to pieces.
+
+    Args:
+        size: of the whole batch.
+        rank, world: this process's number and how many there are.
+        accumulate: pieces that each process computes one after the other.
+        parts: draws that the batch consists of; None: one a process and piece.
+    Raises:
+        UsageError: the numbers do not divide.
+    """
+
+    size: int
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+    parts: int | None = None
+
+    def __post_init__(self) -> None:
+        pieces = self.world * self.accumulate
+        if self.draws % pieces or self.size % self.draws:
+            raise UsageError(
+                f"a batch of {self.size} in {self.draws} parts does not divide over {self.world} processes with "
+                f"accumulate={self.accumulate}; wanted parts a multiple of {pieces} and the batch one of the parts"
+            )
+
+    @property
+    def draws(self) -> int:
+        """Parts of a batch."""
+        return self.parts or self.world * self.accumulate
+
+    @property
+    def each(self) -> int:
+        """Size of a part."""
+        return self.size // self.draws
+
+    def own(self, step: int, piece: int) -> range:
+        """Numbers, counted over the whole run, of the parts that this process's piece of a step consists of."""
+        count = self.draws // (self.world * self.accumulate)
+        first = step * self.draws + (piece * self.world + self.rank) * count
+        return range(first, first + count)
+
+
+class Pieces(IterableDataset[tuple[Tensor, ...]]):
+    """Endless pieces of batches for a DataLoader with `batch_size=None`, the same whatever the number of its workers.
+
+    Args:
+        make: (number of a part, step) -> its tensors, all of one length; must depend on nothing else.
+        deal: see `Deal`.
+        start: first step, to go on with a run.
+    """
+
+    def __init__(self, make: Callable[[int, int], tuple[Tensor, ...]], deal: Deal, *, start: int) -> None:
+        self.make, self.deal, self.start = make, deal, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        info = get_worker_info()
+        first, stride = (info.id, info.num_workers) if info else (0, 1)
+        number = self.start * self.deal.accumulate + first
+        while True:
+            step, piece = divmod(number, self.deal.accumulate)
+            parts = [self.make(part, step) for part in self.deal.own(step, piece)]
+            yield tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            number += stride
+
+    def loader(self, workers: int) -> Iterator[tuple[Tensor, ...]]:
+        """Iterate, in `workers` other processes where that is not 0."""
+        return iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+
+
+class PairMaker:
+    """Makes part `number` of a run for `Pieces`: images [2B,3,S,S] float16, reals then fakes; labels [2B]; and maps
+    [2B,1,S/16,S/16] in [0,1], how much of each cell was changed.
 
     Args:
         source: makes the pairs.
         pairs: B.
-        seed: of the stream; batch i of a run has seed (seed, i), whatever the number of workers.
-        start: first batch, to go on with a run.
-        config: batch number -> what its fakes are made of.
+        seed: of the run; part i has seed (seed, i).
+        config: step -> what its fakes are made of.
     """
 
-    def __init__(
-        self, source: PairSource, pairs: int, *, seed: int, start: int, config: Callable[[int], ForgeryConfig]
-    ) -> None:
-        self.source, self.pairs, self.seed, self.start, self.config = source, pairs, seed, start, config
+    def __init__(self, source: PairSource, pairs: int, *, seed: int, config: Callable[[int], ForgeryConfig]) -> None:
+        self.source, self.pairs, self.seed, self.config = source, pairs, seed, config
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        info = get_worker_info()
-        first, stride = (info.id, info.num_workers) if info else (0, 1)
+    def __call__(self, number: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        made = self.source.batch(self.pairs, batch_seed(self.seed, number), self.config(step))
+        cells = F.avg_pool2d(made.changed, 16)
         labels = torch.arange(2).repeat_interleave(self.pairs)
-        number = self.start + first
-        while True:
-            made = self.source.batch(self.pairs, batch_seed(self.seed, number), self.config(number))
-            yield torch.cat([made.real, made.fake]).half(), labels
-            number += stride
+        return torch.cat([made.real, made.fake]).half(), labels, torch.cat([torch.zeros_like(cells), cells])
 
 
 def batch_seed(seed: int, number: int) -> int:

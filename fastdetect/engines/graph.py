@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastdetect.errors import CheckpointError, EngineError
 from fastdetect.models.checkpoint import ModelFolder
+from fastdetect.onnx_wire import read_metadata
 
 Part = Literal["detector", "masked-image-model", "face-detector"]
 Stored = Literal["fp32", "fp16", "bf16"]
@@ -99,53 +99,3 @@ def need_detector(info: GraphInfo, source: str) -> tuple[int, tuple[int, int]]:
     if info.part != "detector" or info.grid is None:
         raise EngineError(f"{source} holds the {info.part}, which scores no faces; export --part detector")
     return int(info.inputs["crops"][2]), info.grid
-
-
-def read_metadata(onnx: bytes, source: str = "the ONNX file") -> dict[str, str]:
-    """Return the metadata of a serialised ONNX model, without the onnx package.
-
-    Raises:
-        CheckpointError: the bytes are no ONNX model.
-    """
-    found = {}
-    try:
-        for number, value in _fields(memoryview(onnx)):
-            if number == _METADATA:
-                entry = dict(_fields(value))
-                found[bytes(entry[1]).decode()] = bytes(entry.get(2, b"")).decode()
-    except (IndexError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{source} is no ONNX model, or not all of one") from error
-    return found
-
-
-_METADATA = 14  # ModelProto.metadata_props in onnx.proto
-_FIXED = {1: 8, 5: 4}  # bytes of protobuf's wire types of fixed size
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(field number, payload) of one protobuf message."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        if key & 7 == 0:
-            end = _varint(data, position)[1]
-        elif key & 7 == 2:
-            size, position = _varint(data, position)
-            end = position + size
-        else:
-            end = position + _FIXED[key & 7]
-        if end > len(data):
-            raise IndexError("the message ends early")
-        yield key >> 3, data[position:end]
-        position = end
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7

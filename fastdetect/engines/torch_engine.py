@@ -30,7 +30,7 @@ class TorchEngine(FixedBatchEngine):
         model: a detector (copied, never changed), or a name for `TwoBranchDetector.from_pretrained`.
         device: `auto` (CUDA if there is one), or what torch takes.
         precision: `bf16`, `fp16` convert the masked image model and the backbones, never the heads or the residual;
-            `auto` is bf16 on CUDA and on CPUs with AMX, where it is faster, and fp32 elsewhere.
+            `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX), fp16 on older GPUs, fp32 elsewhere.
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
         mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
             batch and replays them, CUDA only.
@@ -53,7 +53,7 @@ class TorchEngine(FixedBatchEngine):
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         where = _device(device)
         if precision == "auto":
-            precision = "bf16" if where.type == "cuda" or cpu_has_amx() else "fp32"
+            precision = best_precision(where)
         if mode == "cuda-graph" and where.type != "cuda":
             raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
@@ -107,6 +107,14 @@ def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
         return scores
 
     return run
+
+
+def best_precision(device: torch.device) -> Literal["fp32", "fp16", "bf16"]:
+    """The fastest type that a device multiplies by itself; a T4 would emulate bf16."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_amx() else "fp32"
 
 
 def cpu_has_amx() -> bool:

@@ -179,6 +179,13 @@ def check_fpr(scores: ArrayLike, threshold: float, *, level: float = 0.95) -> tu
     return float(result.statistic), (float(interval.low), float(interval.high))
 
 
+def against(target: float, interval: tuple[float, float]) -> Literal["as asked", "lower", "higher"]:
+    """Whether a rate's interval holds the asked rate, or lies below or above it."""
+    if interval[0] <= target <= interval[1]:
+        return "as asked"
+    return "lower" if interval[1] < target else "higher"
+
+
 def calibrate(block: Mapping[str, Any], scores: ArrayLike) -> np.ndarray:
     """Calibrated P(fake) [N] of raw scores [N] under a calibration block."""
     if block["method"] not in ("platt", "isotonic"):

@@ -1,33 +1,192 @@
-"""Index files of an evaluation: which videos, what was done to them, who is in them, and their own reals."""
+"""What an evaluation runs on: which videos, what was done to them, who is in them, and their own reals."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastdetect.errors import DataError
+from fastdetect.data.layouts import read_layout
+from fastdetect.data.manifest import LABELS, Manifest, Sample, read_manifest
+from fastdetect.errors import DataError, UsageError
 
 REAL = "real"
 COLUMNS = ("file", "label", "manipulation", "identity_group", "paired_real", "suggested_split")
+AUTO = "auto"
+_MEASURED = ("test", "val", "validation")  # splits that are meant for it, the first that a data set has
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: `name` as written there, label 0 = real or 1 = fake, `paired` the real it was made from."""
+    """One video.
+
+    Attributes:
+        path: the file, or the folder, archive or LMDB that holds it.
+        name: what it is called in its index or manifest: all of the path or key, never its last part alone.
+        label: 0 = real, 1 = fake.
+        manipulation: "type, method" of a fake, "real" of a real.
+        identity: who is in it; videos of one identity are never separated.
+        paired: `key` of the real that it was made from.
+        split, sha256, dataset: empty where unknown.
+        sample, root: its row of a manifest and the folder that row's paths start at.
+    """
 
     path: Path
     name: str
     label: int
     manipulation: str
     identity: str
-    paired: Path | None = None
+    paired: str | None = None
     split: str = ""
     sha256: str = ""
+    dataset: str = ""
+    sample: Sample | None = None
+    root: Path = Path()
 
     @property
     def type(self) -> str:
         """The coarse type: the text of `manipulation` before its first comma, "real" for reals."""
         return self.manipulation.split(",")[0].strip() if self.label else REAL
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other video."""
+        return self.name if self.sample else str(self.path)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where its pictures lie: equal for two rows that are one video."""
+        inside = (self.sample.member, *self.sample.frames[:1]) if self.sample else ()
+        return (str(self.path.resolve()), *inside)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The videos to measure, those of the same sets that belong to training, and what a reader must be told."""
+
+    entries: list[Entry]
+    others: list[Entry]
+    warnings: list[str]
+
+
+def read_videos(sources: Iterable[str], split: str | None = AUTO) -> Videos:
+    """Read everything that is to be measured.
+
+    Args:
+        sources: index.csv files (columns `COLUMNS`), manifests (.parquet), or data sets as they lie on disk;
+            NAME=PATH gives what PATH holds the name of one data set.
+        split: rows of this split; "auto" takes of each data set the test split, else the validation split, else all
+            rows; None takes all.
+    Raises:
+        DataError: a source cannot be read, or a video is in it twice, or is both measured and trained on.
+        UsageError: no source, or none has a row of the split.
+    """
+    rows: list[Entry] = []
+    for source in sources:
+        name, path = _named(source)
+        found = read_index([path]) if _is_index(path) else from_manifest(_manifest(path))
+        rows += [replace(entry, dataset=name) for entry in found] if name else found
+    if not rows:
+        raise UsageError("nothing to measure: name index.csv files, manifests or data sets")
+    rows = _merge_pairs(rows)
+    _unique(rows)
+    wanted = {name: _split_of(name, rows, split) for name in {row.dataset for row in rows}}
+    entries = [row for row in rows if wanted[row.dataset] in (None, row.split)]
+    if not entries:
+        have = ", ".join(sorted({row.split or "no split" for row in rows}))
+        raise UsageError(f"no video of the split {split!r}; there are {have}; --split all takes every row")
+    chosen = set(map(id, entries))
+    others = [row for row in rows if id(row) not in chosen]
+    return Videos(entries, others, overlap(entries, [row for row in others if row.split == "train"]))
+
+
+def _named(source: str) -> tuple[str, Path]:
+    name, equals, path = source.partition("=")
+    return (name, Path(path)) if equals and "/" not in name and not Path(source).exists() else ("", Path(source))
+
+
+def _is_index(path: Path) -> bool:
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", newline="") as stream:
+        return "suggested_split" in next(csv.reader(stream), [])
+
+
+def _manifest(path: Path) -> Manifest:
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return read_manifest(path)
+    if path.suffix.lower() in (".csv", ".parquet") and not path.is_file():
+        raise DataError(f"no such file: {path}")
+    return read_layout(path)[0]
+
+
+def _split_of(dataset: str, rows: Sequence[Entry], split: str | None) -> str | None:
+    if split != AUTO:
+        return split
+    have = {row.split for row in rows if row.dataset == dataset}
+    return next((name for name in _MEASURED if name in have), None)
+
+
+def overlap(entries: Sequence[Entry], trained: Sequence[Entry]) -> list[str]:
+    """Look for what a model was trained on among what it is measured on.
+
+    Returns:
+        A warning for persons that are in both: they make every figure too good.
+    Raises:
+        DataError: a video is in both, by its place or by its content's hash.
+    """
+    places, hashes = {row.place for row in trained}, {row.sha256 for row in trained if row.sha256}
+    same = [entry.name for entry in entries if entry.place in places or entry.sha256 in hashes]
+    if same:
+        raise DataError(
+            f"{len(same)} of {len(entries)} videos to measure are also in the training split, such as {same[0]}; "
+            "measure on others (`fastdetect data verify` lists all such)"
+        )
+    persons = sorted(_persons(entries) & _persons(trained))
+    if not persons:
+        return []
+    who = f"{persons[0]} is" if len(persons) == 1 else f"{len(persons)} persons, such as {persons[0]}, are"
+    return [f"{who} also in the training split: figures on them are too good"]
+
+
+def _persons(entries: Iterable[Entry]) -> set[str]:
+    found: set[str] = set()
+    for entry in entries:
+        found |= {entry.identity} | (entry.sample.identities if entry.sample else set())
+    return found
+
+
+def from_manifest(manifest: Manifest) -> list[Entry]:
+    """The labelled samples of a manifest.
+
+    A video is called by its key (dataset/label/split/compression/method/video): FaceForensics++ has a 000_003 in every
+    method, and whoever groups frames by that name averages four fakes, and a real of the same name, into one.
+    """
+    _ = manifest.by_key  # refuses two samples of one name
+    reals = {sample.pair: sample.key for sample in manifest if sample.label == 0 and sample.pair}
+    return [
+        Entry(
+            path=manifest.locate(sample.path),
+            name=sample.key,
+            label=sample.label,
+            manipulation=_manipulation(sample),
+            identity=sample.identity or sample.key,
+            paired=reals.get(sample.pair) if sample.label else None,
+            split=sample.split,
+            sha256=sample.sha256,
+            dataset=sample.dataset,
+            sample=sample,
+            root=manifest.root,
+        )
+        for sample in manifest
+        if sample.label is not None
+    ]
+
+
+def _manipulation(sample: Sample) -> str:
+    if not sample.label:
+        return REAL
+    kind = "fake" if sample.manipulation in ("", REAL) else sample.manipulation.replace(",", ";")
+    return f"{kind}, {sample.method}" if sample.method else kind
 
 
 def read_index(paths: Iterable[str | Path], split: str | None = None) -> list[Entry]:
@@ -37,12 +196,12 @@ def read_index(paths: Iterable[str | Path], split: str | None = None) -> list[En
     separates them.
 
     Args:
-        paths: CSV files with the columns of `COLUMNS` (sha256 too where there is one).
+        paths: CSV files with the columns of `COLUMNS` (sha256 and dataset too where there are any).
         split: keep rows whose `suggested_split` is this; None keeps all.
     Raises:
         DataError: no such file, a column or file is missing, a label is unknown, a file is listed twice.
     """
-    entries: dict[Path, Entry] = {}
+    entries: list[Entry] = []
     for index in map(Path, paths):
         if not index.is_file():
             raise DataError(f"{index}: no such index; wanted a CSV file with the columns {', '.join(COLUMNS)}")
@@ -51,13 +210,9 @@ def read_index(paths: Iterable[str | Path], split: str | None = None) -> list[En
             missing = sorted(set(COLUMNS) - set(reader.fieldnames or []))
             if missing:
                 raise DataError(f"{index}: no column {', '.join(missing)}; wanted {', '.join(COLUMNS)}")
-            for row in reader:
-                entry = _entry(index, row)
-                if entry.path in entries:
-                    raise DataError(f"{index}, line {reader.line_num}: {row['file']} is listed twice")
-                entries[entry.path] = entry
-    merged = _merge_pairs(list(entries.values()))
-    return [entry for entry in merged if split is None or entry.split == split]
+            entries += [_entry(index, row) for row in reader]
+    _unique(entries)
+    return [entry for entry in _merge_pairs(entries) if split is None or entry.split == split]
 
 
 def _entry(index: Path, row: Mapping[str, str]) -> Entry:
@@ -72,9 +227,10 @@ def _entry(index: Path, row: Mapping[str, str]) -> Entry:
         label=label,
         manipulation=row["manipulation"] if label else REAL,
         identity=row["identity_group"] or row["file"],
-        paired=_resolve(index, row["paired_real"]) if row["paired_real"] else None,
+        paired=str(_resolve(index, row["paired_real"])) if row["paired_real"] else None,
         split=row["suggested_split"],
         sha256=row.get("sha256", ""),
+        dataset=row.get("dataset", ""),
     )
 
 
@@ -83,6 +239,17 @@ def _resolve(index: Path, name: str) -> Path:
         if (base / name).is_file():
             return (base / name).resolve()
     raise DataError(f"{index}: {name} is neither in {index.parent} nor in {index.parent.parent}")
+
+
+def _unique(entries: Sequence[Entry]) -> None:
+    by_place: dict[tuple[str, ...], Entry] = {}
+    for entry in entries:
+        first = by_place.setdefault(entry.place, entry)
+        if first is not entry:
+            raise DataError(
+                f"{entry.name} is listed twice, as {LABELS[first.label]} and as {LABELS[entry.label]}; a video counts "
+                "once"
+            )
 
 
 def _merge_pairs(entries: Sequence[Entry]) -> list[Entry]:
@@ -94,8 +261,8 @@ def _merge_pairs(entries: Sequence[Entry]) -> list[Entry]:
             name = leader[name]
         return name
 
-    by_path = {entry.path: entry for entry in entries}
+    by_key = {entry.key: entry for entry in entries}
     for entry in entries:
-        if entry.paired in by_path:
-            leader[find(entry.identity)] = find(by_path[entry.paired].identity)
+        if entry.paired in by_key:
+            leader[find(entry.identity)] = find(by_key[entry.paired].identity)
     return [replace(entry, identity=find(entry.identity)) for entry in entries]

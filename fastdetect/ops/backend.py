@@ -116,6 +116,16 @@ def _synthesis_library(device_type: str) -> bool:
     return load_cpu_library() if device_type == "cpu" else load_cuda_library()
 
 
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether an op must go through the dispatcher: a tracer, a mode or a tensor subclass has to see it.
+
+    Otherwise it is called directly: the Python layers around a registered op cost as much as a batch of 256.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors if tensor is not None)
+
+
 def fused_synthesis(z: Tensor, center: Tensor | None) -> bool:
     """Whether the C++ core of positive synthesis takes these tensors: CPU or CUDA, not float64."""
     if backend() == "reference" or torch.float64 in (z.dtype, z.dtype if center is None else center.dtype):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import fused_synthesis
+from fastdetect.ops.backend import fused_synthesis, traced
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -62,6 +62,8 @@ def update_center(
         if z.device.type == "cpu" and not torch.compiler.is_compiling():
             _refuse_bad_sums(z, labels, sums)
         return reference.mix_center(old, _over(group, sums), momentum)
+    if traced(z, labels, center):
+        return _mix_center_op(old, _over(group, _real_sums_op(z, labels)), momentum)
     return _mix_center(old, _over(group, _real_sums(z, labels)), momentum)
 
 
@@ -141,7 +143,8 @@ def synthesize_positives(
             guard=guard, size=size,
         )  # fmt: skip
         return made
-    return _synthesize_positives(z, labels, center, lam, seed_at, rho, lam_max, seed, guard, size)
+    args = (z, labels, center, lam, seed_at, rho, lam_max, seed, guard, size)
+    return _synthesize_op(*args) if traced(z, labels, center, lam, seed_at) else _Eager.apply(*args)
 
 
 def _check(z: Tensor, labels: Tensor, center: Tensor | None) -> None:
@@ -250,8 +253,7 @@ def _vector(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32).contiguous()
 
 
-@torch.library.custom_op("fastdetect::synthesize_positives", mutates_args=(), device_types=("cpu", "cuda"))
-def _synthesize_positives(
+def _synthesize(
     z: Tensor,
     labels: Tensor,
     center: Tensor,
@@ -281,7 +283,13 @@ def _synthesize_positives(
     return z_new, index, applied
 
 
-@_synthesize_positives.register_fake
+_DEVICES = ("cpu", "cuda")
+_synthesize_op = torch.library.custom_op(
+    "fastdetect::synthesize_positives", _synthesize, mutates_args=(), device_types=_DEVICES
+)
+
+
+@_synthesize_op.register_fake
 def _(
     z: Tensor,
     labels: Tensor,
@@ -299,13 +307,17 @@ def _(
     return z.new_empty((mined, z.shape[1])), index, z.new_empty((mined,), dtype=torch.float32)
 
 
-@torch.library.custom_op("fastdetect::synthesize_positives_backward", mutates_args=(), device_types=("cpu", "cuda"))
-def _synthesize_positives_backward(grad: Tensor, z: Tensor, center: Tensor, index: Tensor, lam: Tensor) -> Tensor:
+def _gradient(grad: Tensor, z: Tensor, center: Tensor, index: Tensor, lam: Tensor) -> Tensor:
     grad = grad.to(z.dtype).contiguous()
     return _core(z).synthesize_backward(grad, _rows(z), _vector(center), index.contiguous(), lam.contiguous())
 
 
-@_synthesize_positives_backward.register_fake
+_gradient_op = torch.library.custom_op(
+    "fastdetect::synthesize_positives_backward", _gradient, mutates_args=(), device_types=_DEVICES
+)
+
+
+@_gradient_op.register_fake
 def _(grad: Tensor, z: Tensor, center: Tensor, index: Tensor, lam: Tensor) -> Tensor:
     return z.new_empty(z.shape)
 
@@ -324,13 +336,26 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         raise UsageError(
             "synthesize_positives has no double backward: drop create_graph=True or set FASTDETECT_BACKEND=reference"
         )
-    return (_synthesize_positives_backward(grad, *ctx.saved_tensors), *(None,) * 9)
+    return ((_gradient_op if traced(grad) else _gradient)(grad, *ctx.saved_tensors), *(None,) * 9)
 
 
-_synthesize_positives.register_autograd(_backward, setup_context=_setup_context)
+_synthesize_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("fastdetect::real_sums", mutates_args=(), device_types=("cpu", "cuda"))
+class _Eager(torch.autograd.Function):
+    """The same op without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:  # ctx first: apply() inspects no signature
+        output = _synthesize(*args)
+        _setup_context(ctx, args, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _backward(ctx, grad)
+
+
 def _real_sums(z: Tensor, labels: Tensor) -> Tensor:
     sums = _core(z).real_sums(_rows(z), labels.to(torch.int64).contiguous())
     if z.device.type == "cpu":
@@ -338,16 +363,21 @@ def _real_sums(z: Tensor, labels: Tensor) -> Tensor:
     return sums
 
 
-@_real_sums.register_fake
+_real_sums_op = torch.library.custom_op("fastdetect::real_sums", _real_sums, mutates_args=(), device_types=_DEVICES)
+
+
+@_real_sums_op.register_fake
 def _(z: Tensor, labels: Tensor) -> Tensor:
     return z.new_empty((z.shape[1] + 1,), dtype=torch.float32)
 
 
-@torch.library.custom_op("fastdetect::mix_center", mutates_args=(), device_types=("cpu", "cuda"))
 def _mix_center(center: Tensor, sums: Tensor, momentum: float) -> Tensor:
     return _core(center).mix_center(_vector(center), sums.contiguous(), momentum)
 
 
-@_mix_center.register_fake
+_mix_center_op = torch.library.custom_op("fastdetect::mix_center", _mix_center, mutates_args=(), device_types=_DEVICES)
+
+
+@_mix_center_op.register_fake
 def _(center: Tensor, sums: Tensor, momentum: float) -> Tensor:
     return center.new_empty(center.shape, dtype=torch.float32)

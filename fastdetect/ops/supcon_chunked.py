@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdetect.ops import reference
+from fastdetect.ops.ranks import sum_over_ranks
 
 # Values of a tile: 1 MB of float32, so that the passes over it stay in a core's cache.
 TILE = 1 << 18
@@ -24,7 +25,7 @@ class Problem(NamedTuple):
     offset: int  # of z's rows in columns
     positives: Tensor | None  # (N, N) bool
     synthetic: Tensor | None  # (M, D)
-    index_a: Tensor | None  # (K,)
+    index_a: Tensor | None  # (K,) rows of every()
     index_b: Tensor | None  # (K,)
     weight: Tensor | None  # (K,)
     center: Tensor | None  # (D,)
@@ -34,6 +35,11 @@ class Problem(NamedTuple):
     negatives: bool  # denominator="negatives"
     binary: bool  # pairing="binary"
     fusion_grad: bool
+    group: str = ""  # name of the process group that columns come from
+
+    def every(self) -> Tensor:
+        """(C, D) the samples of all ranks."""
+        return self.z if self.columns is None else self.columns
 
     def all_labels(self) -> Tensor:
         return self.labels if self.column_labels is None else self.column_labels
@@ -70,7 +76,7 @@ class _Tiles:
 
     def __init__(self, p: Problem, *, all_rows: bool, mirror: bool) -> None:
         dtype, device = reference.accumulation_dtype(p.z), p.z.device
-        samples = (p.z if p.columns is None else p.columns).to(dtype)
+        every_row = samples = p.every().to(dtype)
         kinds = p.kinds()
         self.p, self.mirror, self.samples = p, mirror, len(samples)
         every = torch.arange(len(p.z), device=device)
@@ -88,7 +94,7 @@ class _Tiles:
             self.columns = torch.cat([self.columns, p.synthetic.to(dtype)])
             self.kinds = torch.cat([self.kinds, self.kinds.new_zeros(len(p.synthetic))])
         if p.index_a is not None and p.index_b is not None and p.weight is not None and p.center is not None:
-            fused = reference.fuse_rows(p.z.to(dtype), p.index_a, p.index_b, p.weight, p.center)
+            fused = reference.fuse_rows(every_row, p.index_a, p.index_b, p.weight, p.center)
             self.columns, self.absent = torch.cat([self.columns, fused]), p.index_a < 0
             self.kinds = torch.cat([self.kinds, torch.full_like(p.index_a, -1)])
         self.rows = self.columns[: len(anchors)] if mirror else self.columns[self.position]
@@ -149,7 +155,7 @@ class _Tiles:
 
 def _class_sums(p: Problem, weight: Tensor | None = None) -> Tensor:
     """(N, D) for each local row: the sum of its class's columns, itself among them; (N, 2D): also weighted."""
-    samples = (p.z if p.columns is None else p.columns).to(reference.accumulation_dtype(p.z))
+    samples = p.every().to(reference.accumulation_dtype(p.z))
     number = p.kinds()
     classes = int(number.max()) + 1
     if classes > 2 * len(number):  # any integers
@@ -271,14 +277,16 @@ def _finish(p: Problem, tiles: _Tiles, grad: Tensor, c: Tensor) -> tuple[Tensor,
 def fused_grad(p: Problem, grad: Tensor) -> Tensor:  # (N, D)
     """Gradient of z from that of the fused rows, through their normalisation; a row that does not exist gives none."""
     assert p.index_a is not None and p.index_b is not None and p.weight is not None and p.center is not None  # noqa: PT018
-    z, w = p.z.to(grad.dtype), p.weight.to(grad.dtype)[:, None]
+    grad = sum_over_ranks(grad, p.group)  # each rank has its own anchors' part
+    every, w = p.every().to(grad.dtype), p.weight.to(grad.dtype)[:, None]
     a, b = p.index_a.clamp(min=0), p.index_b.clamp(min=0)
-    raw = w * z[a] + (1 - w) * torch.where((p.index_b < 0)[:, None], p.center.to(z.dtype), z[b])
+    raw = w * every[a] + (1 - w) * torch.where((p.index_b < 0)[:, None], p.center.to(every.dtype), every[b])
     length = raw.norm(dim=1, keepdim=True).clamp(min=1e-12)
     unit = raw / length
     flow = (grad - (grad * unit).sum(dim=1, keepdim=True) * unit) / length
     flow = torch.where((p.index_a < 0)[:, None], 0, flow)
     shares = torch.cat([w * flow, torch.where((p.index_b < 0)[:, None], 0, (1 - w) * flow)])
     # Sorted sums on CUDA (index_add_ would use atomics there), one thread on the CPU: both deterministic.
-    index, out = torch.cat([a, b]), torch.zeros_like(z)
-    return out.index_put_((index,), shares, accumulate=True) if z.is_cuda else out.index_add_(0, index, shares)
+    index, out = torch.cat([a, b]), torch.zeros_like(every)
+    out = out.index_put_((index,), shares, accumulate=True) if out.is_cuda else out.index_add_(0, index, shares)
+    return out[p.offset : p.offset + len(p.z)]

@@ -8,9 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.ops import reference, supcon_chunked
-from fastdetect.ops.backend import backend, triton_available
+from fastdetect.ops import reference, supcon_chunked, supcon_cpu
+from fastdetect.ops.backend import backend, traced, triton_available
 from fastdetect.ops.hard_negatives import FusedNegatives
+from fastdetect.ops.ranks import by_name, gather_rows
 from fastdetect.ops.supcon_chunked import Problem
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -69,7 +70,8 @@ def supcon_margin_loss(
         group: process group: the batch is the rows of all its ranks (as many on each). The value is the global
             loss; the gradient that each rank gets is the complete one of its own rows. DistributedDataParallel
             averages it over the ranks: multiply the loss by the world size. synthetic and fused_negatives are the
-            rank's own, seen by its own anchors.
+            global batch's: the same on every rank, indices being rows of the gathered batch (`RealCentricLoss` makes
+            them). The gradient of synthetic is the part of this rank's anchors: sum it over the ranks.
 
     Returns:
         The loss, a float32 scalar or [N] (float64 where z is). NaN or infinity in z: it is not finite either.
@@ -146,18 +148,14 @@ def _rows_loss(p: Problem, group: dist.ProcessGroup | None) -> tuple[Tensor, Ten
             fused=fused,
             fusion_grad=p.fusion_grad,
         )
-    name = ""
     if group is not None:
-        name = group.group_name
-        _check_equal_rows(p.z, group)
         p = p._replace(
-            columns=_gather(p.z.detach(), group),
-            column_labels=_gather(p.labels, group),
+            columns=gather_rows(p.z.detach(), group),
+            column_labels=gather_rows(p.labels, group, equal=True),
             offset=dist.get_rank(group) * len(p.z),
+            group=group.group_name,
         )
-    # The dispatcher's Python layers cost as much as a batch of 256: only a tracer needs them.
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    loss, statistics = _supcon_margin(*p, name) if traced else _Eager.apply(*p, name)
+    loss, statistics = _supcon_margin(*p) if traced(p.z, p.labels, p.synthetic) else _Eager.apply(*p)
     return loss, statistics[2]
 
 
@@ -175,20 +173,6 @@ def _reduce(
         dist.all_reduce(total, group=group)
         value, number = value + (total[0] - value.detach()), total[1]  # the gradient is this rank's part
     return value if reduction == "sum" else value / number.clamp(min=1)
-
-
-def _gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    out = tensor.new_empty(dist.get_world_size(group) * tensor.shape[0], *tensor.shape[1:])
-    dist.all_gather_into_tensor(out, tensor.contiguous(), group=group)
-    return out
-
-
-def _check_equal_rows(z: Tensor, group: dist.ProcessGroup) -> None:
-    """On the CPU only: on CUDA it would stall the stream, and NCCL itself wants equal sizes."""
-    if z.device.type == "cpu":
-        sizes = _gather(torch.tensor([z.shape[0]]), group).tolist()
-        if len(set(sizes)) > 1:
-            raise ShapeError(f"z: got {sizes} rows on the group's ranks, want as many on each (drop_last=True)")
 
 
 def _check_numbers(temperature: float, margin: float, base_temperature: float | None) -> None:
@@ -248,15 +232,15 @@ def _check_values(p: Problem) -> None:
     if lowest < 0:
         raise ShapeError(f"labels: got {lowest}, want at least 0 (0 = real, > 0 = fake)")
     for name, index in {"index_a": p.index_a, "index_b": p.index_b}.items():
-        if index is not None and len(index) and not -1 <= int(index.min()) <= int(index.max()) < len(p.z):
+        if index is not None and len(index) and not -1 <= int(index.min()) <= int(index.max()) < len(p.every()):
             low, high = int(index.min()), int(index.max())
-            raise ShapeError(f"fused_negatives.{name}: got {low} to {high}, want rows of z, -1 to {len(p.z) - 1}")
+            raise ShapeError(f"fused_negatives.{name}: got {low} to {high}, want rows of z, -1 to {len(p.every()) - 1}")
 
 
 _PROBLEM = (
     "Tensor z, Tensor labels, Tensor? columns, Tensor? column_labels, SymInt offset, Tensor? positives, "
     "Tensor? synthetic, Tensor? index_a, Tensor? index_b, Tensor? weight, Tensor? center, float temperature, "
-    "float margin, bool real_anchors, bool negatives, bool binary, bool fusion_grad"
+    "float margin, bool real_anchors, bool negatives, bool binary, bool fusion_grad, str group"
 )
 
 
@@ -276,11 +260,12 @@ def _by_triton(z: Tensor) -> bool:
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    p = Problem(*args[:-1])
+    p = Problem(*args)
     _check_values(p)
     with _no_autocast(p.z):
         if not _by_triton(p.z):
-            return supcon_chunked.forward(p)
+            made = supcon_cpu.forward(p) if supcon_cpu.takes(p) else None
+            return made or supcon_chunked.forward(p)
         from fastdetect.kernels.supcon_launch import forward as launch
 
         return launch(p, p.positives_per_row())
@@ -290,14 +275,15 @@ def _gradients(*args: Any) -> tuple[Tensor, Tensor]:
     p, coefficients = Problem(*args[:-1]), args[-1]
     with _no_autocast(p.z):
         if not _by_triton(p.z):
-            return supcon_chunked.backward(p, coefficients)
+            made = supcon_cpu.backward(p, coefficients) if supcon_cpu.takes(p) else None
+            return made or supcon_chunked.backward(p, coefficients)
         from fastdetect.kernels.supcon_launch import backward as launch
 
         return launch(p, coefficients, supcon_chunked.fused_grad)
 
 
 _supcon_margin = torch.library.custom_op(
-    "fastdetect::supcon_margin", _forward, mutates_args=(), schema=f"({_PROBLEM}, str group) -> (Tensor, Tensor)"
+    "fastdetect::supcon_margin", _forward, mutates_args=(), schema=f"({_PROBLEM}) -> (Tensor, Tensor)"
 )
 _supcon_margin_backward = torch.library.custom_op(
     "fastdetect::supcon_margin_backward",
@@ -342,19 +328,17 @@ def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None
     args = list(ctx.others)
     for i, tensor in zip(ctx.tensors, tensors, strict=True):
         args[i] = tensor
-    *problem, group_name = args
     log_sum, q, count = statistics
     share = torch.where(count > 0, upstream / count.clamp(min=1), 0)
     # q is 0 where nothing pulls; log_sum is -inf where nothing is summed, whose weight must be 0, not NaN.
     pull = torch.where((count > 0) & (log_sum > -torch.inf), upstream * q, 0)
     coefficients = torch.stack([pull, share, log_sum])
-    if group_name:
-        group = dist.distributed_c10d._resolve_process_group(group_name)
-        coefficients = _gather(coefficients.T, group).T
-    run = _supcon_margin_backward if torch.compiler.is_compiling() or type(coefficients) is not Tensor else _gradients
-    grad_z, grad_synthetic = run(*problem, coefficients.contiguous())
+    if args[-1]:
+        coefficients = gather_rows(coefficients.T, by_name(args[-1]), equal=True).T
+    run = _supcon_margin_backward if traced(coefficients) else _gradients
+    grad_z, grad_synthetic = run(*args, coefficients.contiguous())
     grads[0] = grad_z if ctx.needs_input_grad[0] else None
-    if problem[6] is not None and ctx.needs_input_grad[6]:
+    if args[6] is not None and ctx.needs_input_grad[6]:
         grads[6] = grad_synthetic
     return tuple(grads)
 

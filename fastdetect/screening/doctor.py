@@ -180,7 +180,7 @@ def _providers(module: object) -> str:
 
 
 def _detector() -> str:
-    from fastdetect.faces.centerface import centerface_onnx
+    from fastdetect.faces.network import centerface_onnx
 
     return f"CenterFace, {len(centerface_onnx()) / 2**20:.1f} MiB, hash as pinned"
 
@@ -255,6 +255,7 @@ def _gpu() -> Iterator[Finding]:
         yield Finding(
             "Triton", "missing", "not installed", "ops on CUDA tensors take plain torch", "pip install triton"
         )
+    from fastdetect.video import nvcodec
     from fastdetect.video.dali import INSTALL, PACKAGES
     from fastdetect.video.lanes import DALI_CPU_CODECS, nvdec
 
@@ -262,7 +263,10 @@ def _gpu() -> Iterator[Finding]:
     found = f"libnvcuvid, compute capability {capability[0]}.{capability[1]}" if capability else ""
     yield _optional("NVDEC (video decoder of the GPU)", found, True, cost, "install NVIDIA's driver with libnvcuvid")
     dali = next((f"{p} {_version(p)}, on the CPU {', '.join(DALI_CPU_CODECS)}" for p in PACKAGES if _version(p)), "")
-    yield _optional("DALI", dali, True, cost, INSTALL)
+    yield _optional("DALI", dali, True, f"{cost}, unless PyNvVideoCodec is there", INSTALL)
+    codec = nvcodec.installed()
+    lack = "nothing where DALI is installed"
+    yield _optional(nvcodec.PACKAGE, f"{nvcodec.PACKAGE} {codec}" if codec else "", True, lack, nvcodec.INSTALL)
 
 
 def _engines() -> Iterator[Finding]:

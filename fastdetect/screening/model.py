@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from fastdetect import __version__
 from fastdetect.engines import load_engine
@@ -85,7 +85,14 @@ class Model:
             **facts,
             "architecture_sha256": _hash(self.info.architecture),
             **config.model_dump(mode="json", include=options),
+            "detector": self.detector_runtime(config),
         }
+
+    def detector_runtime(self, config: ScreenConfig) -> Literal["onnxruntime", "openvino", "torch"]:
+        """What runs the face detector; `auto` is torch where the model is on a GPU, so that frames stay there."""
+        if config.detection.runtime != "auto":
+            return config.detection.runtime
+        return "torch" if self.engine.device.startswith("cuda") else "onnxruntime"
 
     def __enter__(self) -> "Model":
         return self

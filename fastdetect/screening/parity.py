@@ -24,7 +24,7 @@ from fastdetect.video.lanes import check_decoder
 
 LIMIT = 0.02  # of calibrated scores, per video
 SAMPLING = "uniform:8"
-DECODERS = ("pyav", "dali")
+DECODERS = ("pyav", "dali", "nvcodec")
 ENGINES = tuple(name for name in get_args(ScreenConfig.model_fields["engine"].annotation) if name != "auto")
 _CODECS = {
     "h264.mp4": ("libx264", "yuv420p"),
@@ -54,20 +54,26 @@ class Parity:
 
 
 def run_parity(
-    engines: Sequence[str] = ENGINES, *, model: str = "fastdetect-small", console: Console | None = None
+    engines: Sequence[str] = ENGINES,
+    *,
+    model: str = "fastdetect-small",
+    clips: Sequence[str | Path] = (),
+    console: Console | None = None,
 ) -> int:
     """Compare all combinations and print one table.
 
     Args:
         engines: those to try; one that is missing here is listed as such.
         model: model folder, shipped name or Hub id.
+        clips: files, folders, globs or lists; a portrait in three codecs is made where there is none.
         console: where the table goes; standard output by default.
     Returns:
         0 if all scores agree within LIMIT, 1 if not.
     Raises:
         MissingDependencyError: there is no portrait to make clips of.
+        UsageError: `clips` name no file.
     """
-    return show(compare(engines, model=model), console)
+    return show(compare(engines, model=model, clips=clips), console)
 
 
 def show(found: Iterable[Parity], console: Console | None = None) -> int:
@@ -92,12 +98,15 @@ def show(found: Iterable[Parity], console: Console | None = None) -> int:
     return int(worst > LIMIT)
 
 
-def compare(engines: Sequence[str] = ENGINES, *, model: str = "fastdetect-small") -> Iterator[Parity]:
-    """Screen one portrait in three codecs with every decoder and engine, see `run_parity`."""
+def compare(
+    engines: Sequence[str] = ENGINES, *, model: str = "fastdetect-small", clips: Sequence[str | Path] = ()
+) -> Iterator[Parity]:
+    """Screen clips with every decoder and engine, see `run_parity`."""
     reference: dict[str, float | None] = {}
     with TemporaryDirectory(prefix="fastdetect-parity-") as folder:
-        write_clips(Path(folder))
-        files = expand_inputs([folder])
+        if not clips:
+            write_clips(Path(folder))
+        files = expand_inputs(clips or [folder])
         for engine, decoder in product(engines, DECODERS):
             try:
                 check_decoder(decoder)
@@ -109,8 +118,11 @@ def compare(engines: Sequence[str] = ENGINES, *, model: str = "fastdetect-small"
                 yield Parity("", decoder, engine, None, None, str(error))
                 continue
             for row in sorted(rows, key=lambda row: row.name):
+                first = reference.setdefault(row.path, row.score)
                 name = Path(row.path).name
-                first = reference.setdefault(name, row.score)
+                if first is None and row.score is None:
+                    yield Parity(name, decoder, engine, row, 0.0)  # agreed: nobody to score
+                    continue
                 known = first is not None and row.score is not None
                 yield Parity(name, decoder, engine, row, abs(row.score - first) if known else None)  # type: ignore[operator]
 

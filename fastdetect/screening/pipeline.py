@@ -46,6 +46,8 @@ class Screener:
             largest_only=config.faces == "largest",
             detect_side=config.detection.side,
             detect_score=config.detection.score,
+            detect_runtime=model.detector_runtime(config),
+            detect_device=model.engine.device if model.engine.device.startswith("cuda") else "cpu",
             max_people=config.detection.max_people,
             max_faces=config.detection.max_faces,
             crop_size=model.preprocess.size,
@@ -83,7 +85,8 @@ class Screener:
             return
         found: queue.Queue[JobResult | FastdetectError | None] = queue.Queue(maxsize=self.workers)
         limits = WorkerLimits(timeout_s=self.config.timeout, cpu_s=2 * self.config.timeout)
-        if self.config.decoder != "pyav" and this_machine(self.settings.decode_device).nvdec:
+        uses_nvdec = self.config.decoder != "pyav" and this_machine(self.settings.decode_device).nvdec
+        if uses_nvdec or self.settings.detect_device != "cpu":
             limits = replace(limits, address_space_bytes=None)  # CUDA reserves more than it uses
         pool = WorkerPool(
             "fastdetect.screening.stages:Extractor",
@@ -148,6 +151,7 @@ class Screener:
             decoder=found.decoder,
             decode_method=found.method,
             decode_note=found.note,
+            detector=found.detector,
             sampling=self.config.sample,
             max_seconds=self.config.max_seconds,
             fastdetect=__version__,

@@ -123,6 +123,7 @@ class Row(_Model):
     decoder: str | None = None
     decode_method: str | None = None
     decode_note: str = Field(default="", description="why the decoder that was asked for was not used")
+    detector: str | None = Field(default=None, description="face detector, its runtime and precision")
     engine: str
     device: str
     precision: str

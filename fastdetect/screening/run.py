@@ -78,11 +78,11 @@ def run_screening(
                 store.append(row)
                 tally.add(row)
                 progress.update(row)
-        if config.decoder == "dali" and tally.notes:
+        if config.decoder in ("dali", "nvcodec") and tally.notes:
             (why, most), count = tally.notes.most_common(1)[0], tally.notes.total()
-            model.warnings.append(
-                f"{count} of {tally.files} files were decoded by PyAV, not DALI; {most} of them because {why}"
-            )
+            text = f"{count} of {tally.files} files were decoded by PyAV, not {config.decoder}"
+            text += f"; {most} of them because {why}"
+            model.warnings.append(text)
             print(f"fastdetect: {model.warnings[-1]}", file=sys.stderr)
         counts = Counter(row.verdict if row.status == "ok" else "failed" for row in store.rows())
         interrupted = tally.files < len(todo)

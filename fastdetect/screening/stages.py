@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,8 +18,8 @@ from fastdetect.faces.quality import FaceQuality, face_quality
 from fastdetect.faces.tracker import Track, track
 from fastdetect.reasons import Reason
 from fastdetect.screening.inputs import file_key
-from fastdetect.video.dali import TIMEOUT_S
 from fastdetect.video.lanes import Decoder, DecoderName
+from fastdetect.video.planned import TIMEOUT_S
 from fastdetect.video.probe import Limits, VideoInfo, check_file
 from fastdetect.video.pyav import Frame
 from fastdetect.video.sampling import SamplingPolicy
@@ -33,13 +34,15 @@ class StageSettings:
     largest_only: bool
     detect_side: int
     detect_score: float
+    detect_runtime: Literal["onnxruntime", "openvino", "torch"]
     max_people: int
     max_faces: int
     crop_size: int
     crop_margin: float
     decoder: DecoderName = "auto"
     decode_device: int | None = None  # the GPU whose NVDEC may be used
-    decode_timeout_s: float = TIMEOUT_S  # in DALI, before a file is given to PyAV
+    detect_device: str = "cpu"  # of the runtime torch
+    decode_timeout_s: float = TIMEOUT_S  # outside PyAV, before a file is given to it
     threads: int = 1
 
 
@@ -68,6 +71,7 @@ class Extracted:
     decoder: str | None = None
     method: str | None = None
     note: str = ""
+    detector: str | None = None
     frames_sampled: int = 0
     frames_decoded: int = 0
     faces_found: int = 0
@@ -83,15 +87,34 @@ class Extractor:
         cv2.setNumThreads(settings.threads)  # the processes are the parallelism
         self.settings = settings
         self.policy = SamplingPolicy.parse(settings.sampling)
+        self.on_device = settings.detect_runtime == "torch"
+        self.trouble = ""
+        try:
+            self.detector = self._detector(on_device=self.on_device)
+        except RuntimeError as error:  # no room on the GPU for one more process
+            self.trouble, self.on_device = _trouble(settings, error), False
+            self.detector = self._detector(on_device=False)
         self.decoder = Decoder(
             settings.decoder,
             device=settings.decode_device,
             threads=settings.threads,
             timeout_s=settings.decode_timeout_s,
+            keep=self.on_device,
         )
-        self.detector = CenterFaceDetector(
-            threads=settings.threads, detect_side=settings.detect_side, score_threshold=settings.detect_score
-        )
+        self._spare: tuple[Decoder, CenterFaceDetector] | None = None
+
+    def _detector(self, *, on_device: bool) -> CenterFaceDetector:
+        s = self.settings
+        options: dict[str, Any] = {
+            "threads": s.threads,
+            "detect_side": s.detect_side,
+            "score_threshold": s.detect_score,
+        }
+        if on_device:
+            from fastdetect.faces.device import DeviceFaceDetector  # takes torch with it
+
+            return DeviceFaceDetector(s.detect_device, **options)
+        return CenterFaceDetector(**options, runtime="openvino" if s.detect_runtime == "openvino" else "onnxruntime")
 
     def __call__(self, path: str) -> Extracted:
         """Extract the faces of a file; a file that cannot be read gives an Extracted with `error`."""
@@ -103,27 +126,41 @@ class Extractor:
         return done
 
     def _extract(self, done: Extracted) -> None:
-        settings, path = self.settings, done.path
+        path = done.path
         with _timed(done, "hash"):
             # Before it is read: a file that grows meanwhile must not count as done.
             done.bytes, done.mtime_ns = file_key(Path(path))
             check_file(path, Limits())
             done.sha256 = file_sha256(path)
+        if not self.on_device:
+            self._find(done, self.decoder, self.detector)
+            done.note = self.trouble or done.note
+            return
+        try:
+            self._find(done, self.decoder, self.detector)
+        except RuntimeError as error:  # torch's: the GPU's memory is full, or the GPU failed; it costs this file only
+            done.tracks.clear()
+            if self._spare is None:
+                self._spare = Decoder("pyav", threads=self.settings.threads), self._detector(on_device=False)
+            self._find(done, *self._spare)
+            done.note = _trouble(self.settings, error)
+
+    def _find(self, done: Extracted, decoder: Decoder, detector: CenterFaceDetector) -> None:
         with _timed(done, "decode"):
-            clip = self.decoder.decode(path, self.policy, max_seconds=settings.max_seconds)
+            clip = decoder.decode(done.path, self.policy, max_seconds=self.settings.max_seconds)
         done.info, done.reasons = clip.info, clip.reasons
         done.decoder, done.method, done.note = clip.decoder, clip.method, clip.note
         done.frames_sampled, done.frames_decoded = len(clip.frames), clip.frames_decoded
-        pictures = [frame.rgb for frame in clip.frames]
+        pictures = [_host_view(frame.rgb) for frame in clip.frames]
         with _timed(done, "detect"):
-            faces = self.detector.detect(pictures)
-        done.faces_found = sum(map(len, faces))
+            faces = detector.detect(pictures)
+        done.detector, done.faces_found = detector.name, sum(map(len, faces))
         with _timed(done, "track"):
             times = [frame.time_s for frame in clip.frames]
             found = track(faces, times, (clip.info.width, clip.info.height), frames=pictures)
             tracks = self._choose(found)
         with _timed(done, "crop"):
-            self._cut(done, clip.frames, tracks)
+            self._cut(done, clip.frames, pictures, tracks)
 
     def _choose(self, tracks: list[Track]) -> list[Track]:
         """The people to score: most face area first, thinned so that a crowd costs no more than max_faces."""
@@ -137,20 +174,33 @@ class Extractor:
                 one.frames, one.faces = [one.frames[i] for i in at], [one.faces[i] for i in at]
         return chosen
 
-    def _cut(self, done: Extracted, frames: list[Frame], tracks: list[Track]) -> None:
+    def _cut(self, done: Extracted, frames: list[Frame], pictures: list[np.ndarray], tracks: list[Track]) -> None:
         crops = []
         for one in tracks:
             found = []
             for position, face in zip(one.frames, one.faces, strict=True):
-                frame = frames[position]
-                quality = face_quality(frame.rgb, face.box)
+                frame, picture = frames[position], pictures[position]
+                quality = face_quality(picture, face.box)
                 found.append(FoundFace(frame.index, frame.time_s, face.box, face.score, quality))
                 crops.append(
-                    crop_face(frame.rgb, face.box, size=self.settings.crop_size, margin=self.settings.crop_margin)
+                    crop_face(picture, face.box, size=self.settings.crop_size, margin=self.settings.crop_margin)
                 )
             done.tracks.append(found)
         if crops:
             done.crops = np.stack(crops)
+
+
+def _trouble(settings: StageSettings, error: RuntimeError) -> str:
+    return f"{settings.detect_device} failed, the CPU did it: {str(error).splitlines()[0]}"
+
+
+def _host_view(rgb: Any) -> Any:
+    """A frame as the faces package reads it, also where it stayed on the GPU."""
+    if isinstance(rgb, np.ndarray):
+        return rgb
+    from fastdetect.faces.device import DeviceFrame
+
+    return DeviceFrame(rgb)
 
 
 def file_sha256(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,34 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"device={name!r}: {error}") from error
 
 
+@dataclass
+class Progress:
+    """How far a run is: what `state.pt` holds beside weights and optimiser.
+
+    Attributes:
+        step: steps done.
+        loss: running mean of the loss, None before the first step.
+        best: best validation so far; stale: validations since.
+    """
+
+    step: int = 0
+    loss: float | None = None
+    best: float | None = None
+    stale: int = 0
+
+
 def save_state(
     path: Path,
-    step: int,
+    progress: Progress,
     model: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     budget: Budget,
 ) -> None:
     """Write what `load_state` goes on from; the old file is replaced at once, never half-written."""
-    state: dict[str, Any] = {
-        "step": step, "model": model.state_dict(), "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(), "minutes": budget.minutes(),
+    state: dict[str, Any] = asdict(progress) | {
+        "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
+        "minutes": budget.minutes(),
     }  # fmt: skip
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -87,8 +104,8 @@ def save_state(
 
 def load_state(
     path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget
-) -> int:
-    """Put a run's state back and return its step.
+) -> Progress:
+    """Put a run's state back and return how far it was.
 
     Raises:
         CheckpointError: no state, or one of another model.
@@ -98,7 +115,7 @@ def load_state(
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        budget.before = state["minutes"]
+        return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"cannot go on from {path}: {error}") from error
-    budget.before = state["minutes"]
-    return int(state["step"])

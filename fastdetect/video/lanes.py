@@ -1,4 +1,4 @@
-"""Which decoder a file goes to: NVDEC through DALI, DALI on the CPU, or PyAV, to which a file that fails falls back."""
+"""Which decoder a file goes to: NVDEC through DALI or PyNvVideoCodec, DALI on the CPU, or PyAV, the last resort."""
 
 import ctypes
 import functools
@@ -6,17 +6,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fastdetect.errors import MediaError, MissingDependencyError, UsageError
-from fastdetect.video import pyav
-from fastdetect.video.dali import BATCH_FILES, INSTALL, PACKAGES, TIMEOUT_S, DaliDecoder, installed
+from fastdetect.reasons import Reason
+from fastdetect.video import nvcodec, pyav
+from fastdetect.video.batch import BatchDecoder, Source
+from fastdetect.video.dali import INSTALL, PACKAGES, DaliDecoder, installed
+from fastdetect.video.planned import BATCH_FILES, TIMEOUT_S, PlannedDecoder
 from fastdetect.video.probe import DEFAULT_LIMITS, Limits, VideoInfo, probe
 from fastdetect.video.pyav import DecodedClip
 from fastdetect.video.sampling import DEFAULT_POLICY, SamplingPolicy, check_max_seconds
 
-DecoderName = Literal["auto", "dali", "pyav"]
-Lane = Literal["nvdec", "dali-cpu", "pyav"]
+DecoderName = Literal["auto", "dali", "nvcodec", "pyav"]
+Lane = Literal["nvdec", "nvcodec", "dali-cpu", "pyav"]
 
 # The codec matrix. NVDEC: the longest side that every generation from Turing on takes.
 NVDEC_SIDES = {"h264": 4096, "hevc": 8192, "vp8": 4096, "vp9": 8192, "av1": 8192, "mpeg4": 1920}
@@ -37,16 +40,18 @@ class Machine:
     Args:
         dali: its version; None where it is not installed.
         nvdec: the compute capability of the GPU whose video decoder can be used; None without one.
+        nvcodec: the version of PyNvVideoCodec; None where it is not installed.
     """
 
     dali: str | None = None
     nvdec: tuple[int, int] | None = None
+    nvcodec: str | None = None
 
 
 @functools.cache
 def this_machine(device: int | None = 0) -> Machine:
     """Look at this machine, once, and at the GPU of this number (None: at none); nothing is allocated there."""
-    return Machine(installed(), None if device is None else nvdec(device))
+    return Machine(installed(), None if device is None else nvdec(device), nvcodec.installed())
 
 
 def nvdec(number: int) -> tuple[int, int] | None:
@@ -77,12 +82,12 @@ class Choice:
 def choose(info: VideoInfo, wanted: DecoderName = "auto", machine: Machine | None = None) -> Choice:
     """Choose the lane of a file by the codec matrix.
 
-    `auto` uses NVDEC where it can and PyAV otherwise: DALI's CPU decoder is the same FFmpeg with less of it, so it
-    is used only where `dali` asks for DALI.
+    `auto` uses NVDEC where it can, through DALI or else PyNvVideoCodec, and PyAV otherwise: DALI's CPU decoder is the
+    same FFmpeg with less of it, so it is used only where `dali` asks for DALI.
 
     Args:
         info: what `probe` said of the file.
-        wanted: 'auto', 'dali' or 'pyav'.
+        wanted: 'auto', 'dali', 'nvcodec' or 'pyav'.
         machine: what there is to decode with; this machine by default.
 
     Returns:
@@ -92,8 +97,12 @@ def choose(info: VideoInfo, wanted: DecoderName = "auto", machine: Machine | Non
         return Choice("pyav")
     machine = machine or this_machine()
     codec = _NAMES.get(info.codec, info.codec)
-    unfit = _unfit(info, machine)
+    unfit = _unfit(info)
     gpu = unfit or _unfit_for_nvdec(info, codec, machine)
+    if wanted == "nvcodec" or (wanted == "auto" and machine.dali is None and machine.nvcodec):
+        return Choice("pyav", gpu if machine.nvdec or wanted == "nvcodec" else "") if gpu else Choice("nvcodec")
+    if machine.dali is None:
+        unfit = gpu = f"DALI is not installed ({INSTALL})"
     if not gpu:
         return Choice("nvdec")
     if wanted == "auto":
@@ -104,9 +113,7 @@ def choose(info: VideoInfo, wanted: DecoderName = "auto", machine: Machine | Non
     return Choice("pyav", unfit or f"{gpu}; {cpu}")
 
 
-def _unfit(info: VideoInfo, machine: Machine) -> str:
-    if machine.dali is None:
-        return f"DALI is not installed ({INSTALL})"
+def _unfit(info: VideoInfo) -> str:
     if info.is_image:
         return "it is an image"
     if info.pix_fmt not in _PLANES:
@@ -136,20 +143,21 @@ def _unfit_for_nvdec(info: VideoInfo, codec: str, machine: Machine) -> str:
     return ""
 
 
-class Decoder:
+class Decoder(BatchDecoder):
     """Decodes files by their lanes and falls back to PyAV per file; keep it, its pipelines are reused.
 
     Args:
-        wanted: 'auto', 'dali' or 'pyav', see `choose`.
+        wanted: 'auto', 'dali', 'nvcodec' or 'pyav', see `choose`.
         device: number of the GPU whose NVDEC may be used; None uses none.
         threads: decoder threads.
         batch: files that DALI gets at once.
-        timeout_s: wall-clock seconds for a batch in DALI, after which its files go to PyAV.
+        timeout_s: wall-clock seconds for a batch outside PyAV, after which its files go there.
         machine: what there is to decode with; this machine by default.
+        keep: leave frames where they were decoded, see `PlannedDecoder`.
 
     Raises:
         UsageError: for another name.
-        MissingDependencyError: 'dali' without DALI.
+        MissingDependencyError: 'dali' without DALI, 'nvcodec' without PyNvVideoCodec or NVDEC.
     """
 
     def __init__(
@@ -161,56 +169,41 @@ class Decoder:
         batch: int = BATCH_FILES,
         timeout_s: float = TIMEOUT_S,
         machine: Machine | None = None,
+        keep: bool = False,
     ) -> None:
         self.machine = machine or this_machine(device)
         check_decoder(wanted, self.machine)
-        self.device = device
+        self.device, self.keep = device, keep
         self.wanted, self.threads, self.batch, self.timeout_s = wanted, threads, batch, timeout_s
-        self._dali: dict[Lane, DaliDecoder] = {}
-
-    def decode(
-        self,
-        path: str | os.PathLike[str],
-        policy: SamplingPolicy = DEFAULT_POLICY,
-        *,
-        max_seconds: float | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-    ) -> DecodedClip:
-        """Decode one file, see `fastdetect.video.pyav.decode`; `note` says why no faster lane was used."""
-        clip = self.decode_many([path], policy, max_seconds=max_seconds, limits=limits)[0]
-        if isinstance(clip, MediaError):
-            raise clip
-        return clip
+        self._others: dict[Lane, PlannedDecoder] = {}
 
     def decode_many(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        sources: Sequence[Source],
         policy: SamplingPolicy = DEFAULT_POLICY,
         *,
         max_seconds: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> list[DecodedClip | MediaError]:
-        """Decode many files; one result each, in order: the clip, or why there is none."""
+        """Decode many files, see `BatchDecoder`; a clip's `note` says why no faster lane was used."""
         check_max_seconds(max_seconds)
-        done: list[DecodedClip | MediaError | None] = [None] * len(paths)
+        done: list[DecodedClip | MediaError | None] = [None] * len(sources)
         infos: dict[int, VideoInfo] = {}
-        lanes: dict[Lane, list[int]] = {"nvdec": [], "dali-cpu": [], "pyav": []}
+        lanes: dict[Lane, list[int]] = {lane: [] for lane in get_args(Lane)}
         notes: dict[int, str] = {}
-        for i, path in enumerate(paths):
+        for i, source in enumerate(sources):
             try:
-                infos[i] = probe(path, limits)
+                infos[i] = source if isinstance(source, VideoInfo) else probe(source, limits)
             except MediaError as error:
                 done[i] = error
                 continue
             choice = choose(infos[i], self.wanted, self.machine)
             lanes[choice.lane].append(i)
             notes[i] = choice.why
-        for lane in ("nvdec", "dali-cpu"):
-            if not lanes[lane]:
+        for lane in get_args(Lane):
+            if lane == "pyav" or not lanes[lane]:
                 continue
-            clips = self._dali_lane(lane).decode_many(
-                [infos[i] for i in lanes[lane]], policy, max_seconds=max_seconds, limits=limits
-            )
+            clips = self._try(lane, [infos[i] for i in lanes[lane]], policy, max_seconds, limits)
             for i, clip in zip(lanes[lane], clips, strict=True):
                 if isinstance(clip, MediaError):
                     lanes["pyav"].append(i)
@@ -220,7 +213,7 @@ class Decoder:
         for i in lanes["pyav"]:
             try:
                 clip = pyav.decode(
-                    paths[i], policy, max_seconds=max_seconds, threads=self.threads, limits=limits, info=infos[i]
+                    infos[i].path, policy, max_seconds=max_seconds, threads=self.threads, limits=limits, info=infos[i]
                 )
                 done[i] = replace(clip, note=notes[i])
             except MediaError as error:
@@ -229,14 +222,26 @@ class Decoder:
 
     def close(self) -> None:
         """Free what the decoders hold."""
-        for decoder in self._dali.values():
+        for decoder in self._others.values():
             decoder.close()
 
-    def _dali_lane(self, lane: Lane) -> DaliDecoder:
-        if lane not in self._dali:
-            device = self.device if lane == "nvdec" else None
-            self._dali[lane] = DaliDecoder(device, threads=self.threads, batch=self.batch, timeout_s=self.timeout_s)
-        return self._dali[lane]
+    def _try(
+        self, lane: Lane, infos: list[VideoInfo], policy: SamplingPolicy, max_seconds: float | None, limits: Limits
+    ) -> list[DecodedClip | MediaError]:
+        try:
+            return self._other(lane).decode_many(infos, policy, max_seconds=max_seconds, limits=limits)
+        except (MissingDependencyError, RuntimeError) as error:  # a library without its driver
+            return [MediaError(Reason.DECODE_ERROR, str(error)) for _ in infos]
+
+    def _other(self, lane: Lane) -> PlannedDecoder:
+        if lane not in self._others:
+            options: dict[str, Any] = {"batch": self.batch, "timeout_s": self.timeout_s, "keep": self.keep}
+            if lane == "nvcodec":
+                self._others[lane] = nvcodec.NvCodecDecoder(self.device or 0, **options)
+            else:
+                device = self.device if lane == "nvdec" else None
+                self._others[lane] = DaliDecoder(device, threads=self.threads, **options)
+        return self._others[lane]
 
 
 @contextmanager
@@ -258,10 +263,14 @@ def check_decoder(wanted: str, machine: Machine | None = None) -> None:
     """Refuse a decoder that cannot be had on a machine at all.
 
     Raises:
-        UsageError: for a name that is none of auto, dali, pyav.
-        MissingDependencyError: 'dali' without DALI.
+        UsageError: for a name that is none of auto, dali, nvcodec, pyav.
+        MissingDependencyError: 'dali' without DALI, 'nvcodec' without PyNvVideoCodec or NVDEC.
     """
     if wanted not in get_args(DecoderName):
         raise UsageError(f"unknown decoder {wanted!r}; use one of {', '.join(get_args(DecoderName))}")
-    if wanted == "dali" and (machine or this_machine()).dali is None:
+    machine = machine or this_machine()
+    if wanted == "nvcodec" and (machine.nvcodec is None or machine.nvdec is None):
+        lack = "a GPU with a video decoder" if machine.nvcodec else nvcodec.PACKAGE
+        raise MissingDependencyError(f"--decoder nvcodec needs {lack}; {nvcodec.INSTALL}, or use --decoder auto")
+    if wanted == "dali" and machine.dali is None:
         raise MissingDependencyError(f"--decoder dali needs {PACKAGES[0]}; {INSTALL}, or use --decoder auto")

@@ -66,6 +66,19 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+_EXIF_CODECS = ("mjpeg", "png", "webp")
+_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATIONS = {  # (swap axes, then flip x, flip y) shows it upright
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -217,6 +230,25 @@ def display_axes(frame: VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
+def _exif_axes(path: str) -> tuple[bool, bool, bool] | None:
+    """The same of an image's EXIF orientation, mirrors too; None where it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:  # reads the header only
+                return _EXIF_ORIENTATIONS.get(image.getexif().get(_EXIF_ORIENTATION, 0))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # no such image, or damaged tags
+        return None
+
+
+def _turn(axes: tuple[bool, bool, bool]) -> int:
+    """Clockwise quarter turns of display axes, a mirror aside."""
+    swap, flip_x, flip_y = axes
+    if swap:
+        return 1 if flip_x else 3
+    return 2 if flip_x and flip_y else 0
+
+
 def quarter_turns(frame: VideoFrame) -> int:
     """Clockwise quarter turns (0 to 3) that the display matrix asks for."""
     try:
@@ -246,7 +278,12 @@ def first_frame(container: InputContainer, stream: VideoStream, path: str) -> Vi
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration:
         return stream.duration * tick_seconds(stream)
-    return container.duration / av.time_base if container.duration else None
+    if not container.duration:
+        return None
+    duration = container.duration / av.time_base
+    # Matroska counts from zero, not from the first frame
+    before = max(0.0, (stream.start_time or 0) * tick_seconds(stream)) if "matroska" in container.format.name else 0.0
+    return duration - before if before < duration else duration
 
 
 def _check_hidden_size(path: str, limits: Limits) -> None:
@@ -291,7 +328,8 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
         set_up_decoder(stream, limits)
         frame = first_frame(container, stream, path)
         limits.check("max_pixels", frame.width * frame.height, f"{frame.width}x{frame.height} picture")
-        axes = display_axes(frame)
+        axes = _exif_axes(path) if codec.name in _EXIF_CODECS else None
+        axes, turn = (display_axes(frame), quarter_turns(frame)) if axes is None else (axes, _turn(axes))
         swap, _, _ = axes
         name = container.format.name
         rate = stream.average_rate or stream.guessed_rate
@@ -305,7 +343,7 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
             bit_depth=max(c.bits for c in frame.format.components),
             width=frame.height if swap else frame.width,
             height=frame.width if swap else frame.height,
-            rotation=90 * quarter_turns(frame),
+            rotation=90 * turn,
             fps=float(rate) if rate else None,
             duration_s=duration,
             start_s=(stream.start_time or 0) * tick_seconds(stream),

@@ -143,3 +143,24 @@ def test_crop_without_jitter_is_centred_and_flips_swap_the_sides() -> None:
     torch.testing.assert_close(points, landmarks - 32)
     _, moved = crop_pack(images, landmarks, 64, 0.5, dice, jitter=True)
     assert (moved[:, 0, 0] < moved[:, 1, 0]).all()  # the first eye is on the image's left, flipped or not
+
+
+def test_what_was_changed_is_the_rest_where_the_untouched_face_was_pasted(faces) -> None:
+    made = make(faces, ForgeryConfig(only(KINDS, "self_blend"), only(REGIONS, "face"), 0.0))
+    turned = (made.changed - made.masks).abs().amax((1, 2, 3)) > 0.5
+    assert 0 < turned.sum() < 8
+    difference = (made.images - faces[0]).abs().amax(1, keepdim=True)
+    untouched = made.changed < 1e-6
+    assert untouched.any()
+    assert difference[untouched].max() < 1e-6
+
+
+def test_drawn_pictures_are_used_where_there_is_one(faces) -> None:
+    drawn = torch.full_like(faces[0], 0.25)
+    drawn[4:] = torch.nan
+    made = make(faces, ForgeryConfig(only(KINDS, "resynthesis"), only(REGIONS, "face"), 0.0), drawn=drawn)
+    assert (made.masks.amax((1, 2, 3)) == 1).all()
+    off = ((made.images - 0.25).abs() * (made.masks == 1)).amax((1, 2, 3))
+    assert 2 <= (off[:4] < 1e-3).sum() <= 4
+    assert off[4:].min() > 0.05
+    assert made.images.isfinite().all()

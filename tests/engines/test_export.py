@@ -12,9 +12,10 @@ import torch
 from engine_helpers import SIDE, on_a_full_disk
 
 from fastdetect.engines.export import cached_graph, export_graph, export_model, torch_program, trace, write_together
-from fastdetect.engines.graph import Graph, read_graph, read_metadata
+from fastdetect.engines.graph import Graph, read_graph
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
 from fastdetect.models.checkpoint import read_config
+from fastdetect.onnx_wire import read_metadata
 
 
 def quiet(text: str) -> None:

@@ -1,5 +1,6 @@
 """Every runtime gives torch's scores, whatever else is in the batch."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fastdetect.engines.base import PROFILES, EngineName, Precision, Profile
 from fastdetect.engines.export import export_model
 from fastdetect.engines.graph import Graph
 from fastdetect.engines.onnxruntime_engine import OnnxRuntimeEngine
+from fastdetect.engines.torch_engine import cpu_has_amx
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, ShapeError, UsageError
 
 FIELDS = ("logits", "image_logits", "residual_logits", "patch_scores")
@@ -94,7 +96,7 @@ def test_an_openvino_export_runs_by_itself(
     files = export_model(str(folder), "openvino", tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.bin", "detector.json", "detector.xml"]
     assert len(files) == 3
-    engine = load_engine(str(tmp_path), device="cpu", batch_size=4)  # auto: what the folder holds
+    engine = load_engine(str(tmp_path), device="cpu", precision="fp32", batch_size=4)  # auto: what the folder holds
     assert engine.name.startswith("openvino")
     assert engine.info == torch_fp32.info
     assert np.abs(engine.run(crops(4)).logits - torch_fp32.run(crops(4)).logits).max() <= 1e-3
@@ -103,10 +105,54 @@ def test_an_openvino_export_runs_by_itself(
         load_engine(str(tmp_path), engine="openvino", device="cpu")
 
 
-def test_auto_takes_the_runtime_of_an_export_and_torch_for_a_model(onnx_file: Path, folder: Path) -> None:
+def test_auto_takes_the_runtime_of_an_export_and_the_faster_one_for_a_model(onnx_file: Path, folder: Path) -> None:
     assert load_engine(str(onnx_file), device="cpu").name.startswith("onnxruntime")
     assert load_engine(str(onnx_file.parent), device="cpu", profile="latency").batch_size == 1
-    assert load_engine(str(folder), device="cpu").name.startswith("torch")
+    fast = "openvino" if cpu_has_amx() and importlib.util.find_spec("openvino") else "torch"
+    chosen = load_engine(str(folder), device="cpu")
+    assert chosen.name.startswith(fast)
+    assert chosen.precision == ("bf16" if cpu_has_amx() else "fp32")
+    assert load_engine(str(folder), device="cpu", precision="fp32").name.startswith("torch")
+
+
+def test_a_model_is_converted_for_openvino_once_without_onnx(
+    folder: Path, torch_fp32: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
+    monkeypatch.setenv("FASTDETECT_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    said: list[str] = []
+    for _ in range(2):
+        engine = load_engine(
+            str(folder), engine="openvino", device="cpu", precision="fp32", batch_size=4, say=said.append
+        )
+        assert np.abs(engine.run(crops(5)).logits - torch_fp32.run(crops(5)).logits).max() <= 1e-3
+        assert engine.info == torch_fp32.info
+    assert len(said) == 1
+    assert "once" in said[0]
+    (kept,) = tmp_path.glob("openvino-*.bin")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    load_engine(str(folder), engine="openvino", device="cpu", say=said.append)
+    assert any("is not used" in text for text in said)
+
+
+@pytest.mark.skipif(not cpu_has_amx(), reason="without AMX `auto` does not try OpenVINO")
+def test_auto_falls_back_to_torch_with_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FASTDETECT_CACHE", str(tmp_path / "file" / "cache"))  # nothing can be kept there
+    said: list[str] = []
+    engine = load_engine(str(folder), device="cpu", say=said.append)
+    assert engine.name.startswith("torch")
+    assert len(said) == 1
+    assert "torch instead" in said[0]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    said.clear()
+    assert load_engine(str(folder), device="cpu", say=said.append).name.startswith("torch")
+    assert len(said) <= 1
+    with pytest.raises(CheckpointError):
+        load_engine(str(tmp_path / "nothing"), device="cpu", say=said.append)
 
 
 def test_what_a_runtime_cannot_do_is_a_typed_error(onnx_file: Path, folder: Path, graph: Graph) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdetect.errors import DataError
-from fastdetect.evaluation.index import COLUMNS, read_index
+from fastdetect.data.manifest import Manifest, Sample
+from fastdetect.errors import DataError, UsageError
+from fastdetect.evaluation.index import COLUMNS, Entry, from_manifest, overlap, read_index, read_videos
 
 ROWS = [
     ("v/a.mp4", "real", "", "anna", "", "validation"),
@@ -30,7 +31,7 @@ def test_reads_types_pairs_and_splits(tmp_path: Path) -> None:
     assert [entries[row[0]].type for row in ROWS] == ["real", "real", "face swap", "talking head"]
     swap = entries["v/swap.mp4"]
     assert (swap.label, swap.manipulation) == (1, "face swap, GHOST")
-    assert swap.paired == (tmp_path / "v" / "a.mp4").resolve()
+    assert swap.paired == entries["v/a.mp4"].key
     assert swap.identity == entries["v/a.mp4"].identity  # a fake and its own real are never drawn apart
     assert entries["v/b.mp4"].identity == "v/b.mp4"  # no identity given: the file is its own
     assert entries["v/talk.mp4"].identity == "carl"
@@ -65,9 +66,84 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         read_index([tmp_path / "missing.csv"])
 
 
+def sample(video: str, label: int, path: str, **more) -> Sample:
+    return Sample(**{"dataset": "set", "video": video, "label": label, "path": path, "split": "test", **more})
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def test_samples_of_a_manifest_become_entries(tmp_path: Path) -> None:
+    manifest = Manifest(
+        (
+            sample("000", 0, "o/000.mp4", identity="p0", pair="set/000"),
+            sample("000_003", 1, "d/000_003.mp4", identity="p0", pair="set/000", source_identity="p3", sha256="ab",
+                   manipulation="swap", method="Deepfakes"),
+            sample("u", 1, "u.mp4", manipulation="a, b"),
+            sample("unknown", 0, "x.mp4").model_copy(update={"label": None}),
+        ),
+        tmp_path,
+    )  # fmt: skip
+    real, fake, odd = from_manifest(manifest)
+    assert (real.manipulation, fake.manipulation, odd.manipulation) == ("real", "swap, Deepfakes", "a; b")
+    assert fake.paired == real.key == "set/real/test/-/-/000"
+    assert (fake.type, fake.split, fake.sha256, fake.dataset) == ("swap", "test", "ab", "set")
+    assert fake.path == tmp_path / "d/000_003.mp4"
+    assert odd.identity == odd.key  # nobody named: its own
+
+
+def test_manifests_indices_and_data_sets_in_one_run(tmp_path: Path) -> None:
+    touch(tmp_path, "lab/real/a.mp4", "lab/fake/b.mp4", "m/c.mp4", "m/d.mp4")
+    rows = (sample("c", 0, "m/c.mp4", split="val"), sample("d", 1, "m/d.mp4", split="train"))
+    Manifest(rows, tmp_path).write(tmp_path / "m.parquet")
+    index = write(tmp_path, ROWS)
+    sources = [str(tmp_path / "lab"), str(tmp_path / "m.parquet"), f"mine={index}"]
+    found = read_videos(sources)
+    by_set = {name: [e.name for e in found.entries if e.dataset == name] for name in ("lab", "set", "mine")}
+    assert len(by_set["lab"]) == 2  # no split at all: everything
+    assert by_set["set"] == ["set/real/val/-/-/c"]  # no test split: the validation split
+    assert len(by_set["mine"]) == 3
+    assert len(read_videos(sources, None).entries) == 8
+    with pytest.raises(UsageError, match="no video of the split 'test'; there are no split, train, val, validation"):
+        read_videos(sources, "test")
+    with pytest.raises(UsageError, match="nothing to measure"):
+        read_videos([])
+    with pytest.raises(DataError, match="listed twice"):
+        read_videos([str(index), str(index)])
+    with pytest.raises(DataError, match="no such file"):
+        read_videos([str(tmp_path / "none.parquet")])
+
+
+def test_videos_that_were_trained_on_are_refused_and_persons_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    common = {"identity": "p1", "sha256": "11"}
+    copied = Manifest((sample("a", 0, "a.mp4", **common), sample("b", 0, "b.mp4", split="train", **common)), tmp_path)
+    copied.write(tmp_path / "copied.parquet")
+    with pytest.raises(DataError, match="1 of 1 videos to measure are also in the training split, such as set/real"):
+        read_videos([str(tmp_path / "copied.parquet")])
+    rows = (
+        sample("a", 0, "a.mp4", identity="p1"),
+        sample("b", 1, "b.mp4", identity="p2", source_identity="p1", split="train"),
+        sample("c", 0, "c.mp4", identity="p3"),
+    )
+    Manifest(rows, tmp_path).write(tmp_path / "persons.parquet")
+    found = read_videos([str(tmp_path / "persons.parquet")])
+    assert [e.name.rpartition("/")[2] for e in found.entries] == ["a", "c"]
+    assert found.warnings == ["p1 is also in the training split: figures on them are too good"]
+    many = [Entry(Path(f"y{i}"), f"y{i}", 0, "real", f"p{i}") for i in (1, 3)]
+    assert overlap(many, found.entries)[0].startswith("2 persons, such as p1, are also")
+    apart = [Entry(Path("x"), "x", 0, "real", "p9")]
+    assert overlap(apart, found.entries) == []
+    with pytest.raises(DataError, match="also in the training split"):
+        overlap(found.entries, found.entries[:1])
+
+
 @pytest.mark.data
 def test_the_validation_data(data_root: Path) -> None:
     entries = read_index([data_root / f"videos_{kind}" / "index.csv" for kind in ("real", "fake")], "validation")
     assert sum(e.label == 0 for e in entries) == 29
     assert {e.type for e in entries} == {"real", "face swap", "reenactment", "talking head", "lip sync"}
-    assert all(e.identity == {x.path: x for x in entries}[e.paired].identity for e in entries if e.paired)
+    assert all(e.identity == {x.key: x for x in entries}[e.paired].identity for e in entries if e.paired)

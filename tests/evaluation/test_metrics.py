@@ -1,8 +1,9 @@
-"""Metrics against scikit-learn (ties, imbalance), and the bootstrap's coverage and errors."""
+"""Metrics against scikit-learn: ties, imbalance, weights, and what is refused."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, auc, average_precision_score, roc_auc_score, roc_curve
 
 from fastdetect.errors import DataError, ShapeError
 from fastdetect.evaluation import metrics
@@ -31,10 +32,36 @@ def test_against_scikit_learn(seed: int, n_real: int, n_fake: int, ties: bool) -
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     for limit in (0.0, 0.001, 0.01, 0.05, 0.5, 1.0):
         assert metrics.tpr_at_fpr(labels, scores, limit) == pytest.approx(tpr[fpr <= limit].max(), abs=1e-12)
+        threshold = metrics.threshold_at_fpr(labels, scores, limit)
+        assert np.mean(scores[labels == 0] >= threshold) <= limit
+        assert np.mean(scores[labels == 1] >= threshold) == pytest.approx(tpr[fpr <= limit].max(), abs=1e-12)
+    roc = metrics.Ranking(labels, scores).roc()
+    np.testing.assert_allclose(roc.fpr[0], fpr, atol=1e-12)
+    np.testing.assert_allclose(roc.tpr[0], tpr, atol=1e-12)
     eer = metrics.equal_error_rate(labels, scores)
     assert np.interp(eer, fpr, tpr) >= 1 - eer - 1e-9  # the point (eer, 1 - eer) is on or under the curve ...
     if n_real > 20:  # ... and on it, to the height of one vertical step
         assert np.interp(eer - 1e-9, fpr, tpr) <= 1 - eer + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_curves_against_scikit_learn(seed: int) -> None:
+    labels, scores = sample(seed, 30, 20, ties=True)
+    counts = np.random.default_rng(seed).integers(0, 4, (3, 50)).astype(float)
+    roc = metrics.Ranking(labels, scores).roc(counts)
+    found = metrics.summary_of(roc)
+    grid = np.linspace(0, 1, 21)
+    for b, weights in enumerate(counts):
+        assert found["auc"][b] == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights))
+        assert found["ap"][b] == pytest.approx(average_precision_score(labels, scores, sample_weight=weights))
+        rows = np.repeat(np.arange(50), weights.astype(int))  # a weight is a repeated row
+        for name, value in metrics.summary(labels[rows], scores[rows]).items():
+            assert found[name][b] == pytest.approx(value)
+        fpr, tpr, _ = roc_curve(labels[rows], scores[rows], drop_intermediate=False)
+        assert auc(grid, roc.at(grid)[b]) == pytest.approx(auc(fpr, tpr), abs=0.06)
+        on = np.isin(np.round(grid, 9), np.round(fpr, 9))
+        top = [tpr[np.isclose(fpr, at)].max() for at in grid[on]]
+        np.testing.assert_allclose(roc.at(grid)[b][on], top, atol=1e-6)
 
 
 def test_eer_of_known_distributions() -> None:
@@ -56,6 +83,40 @@ def test_ece() -> None:
     assert metrics.expected_calibration_error(rng.random(50_000) < 0.5, p) > 0.2
     with pytest.raises(ShapeError, match="0 to 1"):
         metrics.expected_calibration_error([0, 1], [0.2, 1.2])
+
+
+def test_ece_against_scikit_learn_s_curve() -> None:
+    rng = np.random.default_rng(3)
+    p = rng.random(2000)
+    labels = (rng.random(2000) < p**2).astype(int)
+    share, mean = calibration_curve(labels, p, n_bins=15)
+    counts = np.histogram(p, np.linspace(0, 1, 16))[0]
+    assert metrics.expected_calibration_error(labels, p) == pytest.approx(
+        np.average(np.abs(share - mean), weights=counts)
+    )
+
+
+def test_selective_risk_against_accuracy_on_the_most_certain() -> None:
+    rng = np.random.default_rng(4)
+    p = np.round(rng.random(60), 2)
+    labels = (rng.random(60) < p).astype(int)
+    found = metrics.selective_risk(labels, p)[0]
+    certainty = np.abs(p - 0.5)
+    for coverage, risk in zip(found.coverage, found.risk, strict=True):
+        least = np.sort(certainty)[::-1][round(coverage * 60) - 1]
+        kept = certainty >= least
+        assert kept.mean() == pytest.approx(coverage)
+        assert risk == pytest.approx(1 - accuracy_score(labels[kept], p[kept] >= 0.5))
+    assert found.coverage[-1] == 1
+    assert found.area == pytest.approx(np.average(found.risk, weights=np.diff(found.coverage, prepend=0)))
+    # perfect on the certain half, coin flips on the other: abstaining from these leaves no error
+    p = np.r_[np.full(50, 0.99), np.full(50, 0.51)]
+    labels = np.r_[np.ones(50, int), np.tile([0, 1], 25)]
+    sharp = metrics.selective_risk(labels, p)[0]
+    assert sharp.risk.tolist() == [0, 0.25]
+    doubled = metrics.selective_risk(labels, p, np.stack([np.ones(100), np.r_[np.full(50, 2.0), np.ones(50)]]))
+    assert doubled[0].area == sharp.area
+    assert doubled[1].risk.tolist() == pytest.approx([0, 25 / 150])
 
 
 def test_paired_counts() -> None:
@@ -80,6 +141,7 @@ def test_types_count_once_each() -> None:
         metrics.average_precision,
         metrics.equal_error_rate,
         metrics.expected_calibration_error,
+        metrics.selective_risk,
         metrics.summary,
     ],
 )
@@ -94,60 +156,3 @@ def test_one_class_and_bad_input(function) -> None:
         function([0, 1, 1], [0.1, 0.2])
     with pytest.raises(ShapeError, match="0 \\(real\\) and 1"):
         function([0, 2], [0.1, 0.2])
-
-
-def test_bootstrap_covers_the_true_auc() -> None:
-    # Identities of four correlated videos; N(0,1) against N(1,1) marginally: the true AUC is Phi(1/sqrt(2)).
-    truth, hits, naive, runs = 0.7602, 0, 0, 60
-    for run in range(runs):
-        rng = np.random.default_rng(run)
-        labels = np.repeat([0, 1], 40 * 4)
-        groups = np.repeat(np.arange(80), 4)
-        scores = 0.9 * rng.normal(size=80)[groups] + np.sqrt(1 - 0.81) * rng.normal(size=320) + labels
-        by_group = metrics.auc_interval(labels, scores, groups.astype(str).tolist(), resamples=150, seed=run)
-        by_row = metrics.auc_interval(labels, scores, [str(i) for i in range(320)], resamples=150, seed=run)
-        hits += by_group.low <= truth <= by_group.high
-        naive += by_row.low <= truth <= by_row.high
-    assert hits / runs > 0.88
-    assert naive < hits  # ignoring identities makes intervals that are too narrow
-
-
-def test_bootstrap_keeps_every_class_and_repeats_with_its_seed() -> None:
-    # "b" lives only beside the rarer "c": its resamples need the redraw rule now and then.
-    groups = ["g1", "g1", "g1", "g2", "g2", "g2", "g3", "g4", "g5", "g6"]
-    classes = ["real", "b", "c", "real", "c", "d", "real", "real", "real", "real"]
-    seen = []
-
-    def statistic(index: np.ndarray) -> float:
-        picked = {classes[i] for i in index}
-        seen.append(picked)
-        return float(len(index))
-
-    first = metrics.bootstrap(statistic, groups, classes, resamples=100, seed=3)
-    assert all(picked == {"real", "b", "c", "d"} for picked in seen)
-    assert first == metrics.bootstrap(statistic, groups, classes, resamples=100, seed=3)
-    assert first.groups == 1
-
-
-def test_fast_intervals_are_the_generic_bootstrap() -> None:
-    rng = np.random.default_rng(2)
-    classes = ["real"] * 30 + ["a"] * 12 + ["b"] * 5
-    groups = [f"g{i}" for i in rng.integers(0, 25, 47)]
-    scores = np.round(rng.normal(size=47), 1)
-    labels = np.array([kind != "real" for kind in classes]).astype(int)
-    slow = metrics.bootstrap(lambda i: metrics.roc_auc(labels[i], scores[i]), groups, labels.tolist(), seed=5)
-    fast = metrics.auc_interval(labels, scores, groups, seed=5)
-    assert (fast.value, fast.low, fast.high, fast.groups) == pytest.approx(
-        (slow.value, slow.low, slow.high, slow.groups)
-    )
-    kinds = np.array(classes)
-    slow = metrics.bootstrap(lambda i: metrics.mean_auc(kinds[i], scores[i]), groups, classes, resamples=300)
-    fast = metrics.mean_auc_interval(classes, scores, groups, resamples=300)
-    assert (fast.value, fast.low, fast.high) == pytest.approx((slow.value, slow.low, slow.high))
-
-
-def test_bootstrap_needs_two_classes() -> None:
-    with pytest.raises(DataError, match="both classes"):
-        metrics.bootstrap(lambda i: 0.0, ["a", "b"], [1, 1])
-    with pytest.raises(ShapeError, match="2 groups, 3 classes"):
-        metrics.bootstrap(lambda i: 0.0, ["a", "b"], [1, 1, 0])

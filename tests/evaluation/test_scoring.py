@@ -1,19 +1,19 @@
-"""From faces to a video's raw score: the rules of a verdict, and the whole command on media made here."""
+"""From faces to a video's raw score: the rules of a verdict, and the crops of screening."""
 
-import csv
-import json
-from fractions import Fraction
 from pathlib import Path
 
-import av
+import cv2
 import numpy as np
 import pytest
+from portraits import write_video
 
-from fastdetect.evaluation import protocol, scoring
-from fastdetect.evaluation.index import COLUMNS
+from fastdetect.data.extract import ExtractSettings, FaceExtractor
+from fastdetect.data.manifest import Manifest, Sample
+from fastdetect.evaluation import scoring
+from fastdetect.evaluation.clips import read_clip
+from fastdetect.evaluation.index import from_manifest
 from fastdetect.evaluation.scoring import Gate, TrackFaces, VideoFaces, aggregate
 from fastdetect.faces.centerface import CenterFaceDetector
-from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.video.sampling import SamplingPolicy
 
 
@@ -94,6 +94,7 @@ def test_faces_are_those_of_screening(tmp_path: Path) -> None:
         largest_only=False,
         detect_side=detection.side,
         detect_score=detection.score,
+        detect_runtime="onnxruntime",
         max_people=detection.max_people,
         max_faces=detection.max_faces,
         crop_size=96,
@@ -110,58 +111,22 @@ def test_faces_are_those_of_screening(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([t.crops["model"] for t in mine.tracks]), screened.crops)
 
 
-def write_video(path: Path, picture: np.ndarray, frames: int) -> None:
-    """The picture, drifting, as H.264."""
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(25))
-        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
-        for i in range(frames):
-            view = np.ascontiguousarray(picture[i : i + 256, 128 - i : 384 - i])
-            for packet in stream.encode(av.VideoFrame.from_ndarray(view, "rgb24")):
-                container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
-
-
-def test_evaluate_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`fastdetect evaluate` on two reals, two tinted "fakes", a faceless clip and a broken file."""
-    data = pytest.importorskip("skimage.data")
-    portrait = data.astronaut()
-    tinted = (portrait * np.array([1.0, 0.6, 0.6])).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, portrait.shape, dtype=np.uint8)
-    for name, picture in (("r0", portrait), ("r1", portrait[:, ::-1]), ("f0", tinted), ("f1", tinted), ("x", noise)):
-        write_video(tmp_path / f"{name}.mp4", picture, 12)
-    (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    rows = [
-        ("r0.mp4", "real", "", "a", "", "test"),
-        ("r1.mp4", "real", "", "b", "", "test"),
-        ("f0.mp4", "fake", "tint, red", "c", "r0.mp4", "test"),
-        ("f1.mp4", "fake", "tint, red", "d", "", "test"),
-        ("x.mp4", "real", "", "e", "", "test"),
-        ("broken.mp4", "fake", "tint, red", "f", "", "test"),
-    ]
-    with (tmp_path / "index.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([COLUMNS, *rows])
-    TwoBranchDetector("small").save_pretrained(tmp_path / "model", model_id="untrained")
-    out = tmp_path / "out"
-    code = protocol.main(
-        None,
-        [
-            f"index=[{tmp_path / 'index.csv'}]", f"model={tmp_path / 'model'}", f"output={out}",
-            "split=test", "sampling=uniform:4", "resamples=20", "device=cpu", "precision=fp32",
-        ],
-    )  # fmt: skip
-    assert code == 3  # a file could not be decoded
-    result = json.loads((out / "evaluation.json").read_text())
-    assert result["abstained"] == ["x.mp4"]
-    assert list(result["failed"]) == ["broken.mp4"]
-    assert result["videos"] == {"real": 2, "fake": 2, "listed": 6}
-    assert result["paired"]["n"] == 1
-    assert (result["model"], result["sampling"]) == ("untrained", "uniform:4")
-    margins = {row["file"]: row["margin"] for row in result["rows"]}
-    assert margins["f0.mp4"] == margins["f1.mp4"]  # the same file, the same score
-    assert margins["f0.mp4"] != margins["r0.mp4"]
-    assert "tint, red" in (out / "evaluation.md").read_text()
-    assert "sampling: uniform:4" in (out / "config.yaml").read_text()
-    assert "mean of types" in capsys.readouterr().out
-    assert result["aggregation"] == scoring.AGGREGATION
+def test_cut_out_faces_are_those_of_extraction(tmp_path: Path) -> None:
+    """Frames that are faces already, as DeepfakeBench keeps them: one person, found as `data extract` finds it."""
+    portrait = pytest.importorskip("skimage.data").astronaut()
+    names = []
+    for number in range(3):
+        face = portrait[60 - number : 190, 160 : 290 + number]  # of uneven size
+        names.append(f"{number}.png")
+        cv2.imwrite(str(tmp_path / names[-1]), face[..., ::-1])
+    blank = np.full((80, 80, 3), 120, np.uint8)
+    cv2.imwrite(str(tmp_path / "3.png"), blank)
+    frames = (*names, "3.png")
+    sample = Sample(dataset="d", video="v", path=".", frames=frames, cropped=True, label=0)
+    extracted = FaceExtractor(tmp_path, ExtractSettings(sample="all", size=96))(sample)
+    clip = read_clip(from_manifest(Manifest((sample,), tmp_path))[0], SamplingPolicy.parse("all"))
+    assert clip.cropped
+    found = scoring.find_faces(clip, CenterFaceDetector(), crops={"model": scoring.contract_crop(96)})
+    assert [person.frames for person in found.tracks] == [[0, 1, 2]]  # nobody in the blank one
+    pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for _, data in extracted.faces]
+    np.testing.assert_array_equal(found.tracks[0].crops["model"], np.stack(pictures))

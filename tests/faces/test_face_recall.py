@@ -9,11 +9,14 @@ from fastdetect.faces import CenterFaceDetector
 
 
 @pytest.mark.data
-def test_recall_against_yunet(data_root, monkeypatch):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_recall_against_yunet(data_root, monkeypatch, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
     face_recall = pytest.importorskip("face_recall")
     before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    tally = face_recall.Tally("shipped", CenterFaceDetector())
+    tally = face_recall.Tally(runtime, CenterFaceDetector(runtime=runtime))
     paths = face_recall.video_paths(data_root)
     assert len(paths) == 80
     assert len(list(face_recall.compare(data_root, paths[::3], 2, [tally]))) == 27

@@ -1,4 +1,4 @@
-"""One rank of test_ranks_are_one_batch: python supcon_ranks.py STORE RANK."""
+"""One rank of test_supcon_margin.py's test_ranks_are_one_batch: python supcon_ranks.py STORE RANK."""
 
 import itertools
 import sys
@@ -9,7 +9,31 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from fastdetect.errors import ShapeError, UsageError
+from fastdetect.losses import RealCentricLoss
 from fastdetect.ops import supcon_margin_loss
+
+
+def real_centric(rank: int, group: dist.ProcessGroup) -> None:
+    """Centre, mining, fused negatives and loss of the global batch: values, gradients and state of one process."""
+    own = slice(12 * rank, 12 * rank + 12)
+    for detach, fusion, denominator, reduction in (
+        (True, False, "all", "mean"),
+        (False, True, "negatives", "mean"),
+        (False, True, "all", "none"),
+    ):
+        options = {"detach": detach, "fusion_grad": fusion, "denominator": denominator, "reduction": reduction}
+        single = RealCentricLoss(6, n_hard=5, n_fused=7, seed=3, **options)
+        ranked = RealCentricLoss(6, n_hard=5, n_fused=7, seed=3, group=group, **options)
+        for labels in (torch.arange(24) % 3, (torch.arange(24) < 12).long(), torch.ones(24, dtype=torch.long)):
+            full = torch.randn(24, 6, dtype=torch.float64, requires_grad=True)
+            mine = full.detach()[own].clone().requires_grad_()
+            one, two = single(full, labels), ranked(mine, labels[own])
+            torch.testing.assert_close(two, one[own] if one.dim() else one)
+            one.sum().backward()
+            two.sum().backward()
+            torch.testing.assert_close(mine.grad, full.grad[own])
+        for name, value in single.state_dict().items():
+            assert torch.equal(value, ranked.state_dict()[name]), name
 
 
 def main(store: str, rank: int) -> None:
@@ -34,10 +58,7 @@ def main(store: str, rank: int) -> None:
         supcon_margin_loss(z[: 3 + rank], labels[: 3 + rank], group=group)
     with pytest.raises(UsageError, match="works with labels"):
         supcon_margin_loss(z, labels, group=group, positives=torch.ones(14, 14) > 0)
-    # the rank's own synthetic positives: both ranks' are not seen by the other
-    extra = F.normalize(torch.randn(2, 6, dtype=torch.float64), dim=1)
-    loss = supcon_margin_loss(z[own], labels[own], synthetic=extra * (1 if rank else -1), group=group)
-    assert loss.isfinite()
+    real_centric(rank, group)
     dist.destroy_process_group()
     print("equal to one process")
 

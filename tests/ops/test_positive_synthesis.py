@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.ops import backend, reference, synthesize_positives
+from fastdetect.ops import backend, reference, synthesize_positives, update_center
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -521,3 +521,18 @@ def test_error_double_backward() -> None:
     args["z"].requires_grad_()
     with pytest.raises(UsageError, match="no double backward"):
         torch.autograd.grad(synthesize_positives(**args)[0].sum(), args["z"], create_graph=True)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+def test_large_gradient_is_zero_where_nothing_was_mined() -> None:
+    """12 MB: pages that the kernel zeroes, and their ends that it does not."""
+    rows = 24576
+    z = torch.nn.functional.normalize(torch.randn(rows, 128), dim=1).requires_grad_()
+    labels = torch.arange(rows) % 2
+    made, index, _ = synthesize_positives(z, labels, update_center(None, z, labels), seed=1, guard=False)
+    upstream = torch.randn_like(made)
+    first, again = (torch.autograd.grad(made, z, upstream, retain_graph=True)[0] for _ in range(2))
+    mined = torch.zeros(rows, dtype=torch.bool).index_fill_(0, index, True)
+    assert (first[~mined] == 0).all()
+    assert (first[mined].abs().amax(dim=1) > 0).all()
+    assert torch.equal(first, again)

@@ -342,7 +342,7 @@ def test_opcheck(device: str, options: dict) -> None:
         True,
         "fusion_grad" in options,
     )
-    torch.library.opcheck(torch.ops.fastdetect.supcon_margin.default, (*p, ""))
+    torch.library.opcheck(torch.ops.fastdetect.supcon_margin.default, tuple(p))
     still = p._replace(z=z.detach(), synthetic=synthetic.detach())
     coefficients = torch.rand(3, 10, device=device)
     torch.library.opcheck(torch.ops.fastdetect.supcon_margin_backward.default, (*still, coefficients))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fastdetect.errors import UsageError
 from fastdetect.screening import parity
 from fastdetect.video import dali, lanes
 
@@ -31,6 +32,16 @@ def test_decoders_agree_and_a_difference_is_an_error(model_folder: Path, monkeyp
     assert "limit 0.02" in lines[-1]
     monkeypatch.setattr(parity, "LIMIT", -1.0)
     assert shown(found)[0] == 1
+
+
+def test_a_users_own_clips(clip: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "DECODERS", ("pyav",))
+    (tmp_path / "text.mp4").write_text("no video")
+    found = list(parity.compare(("torch", "torch"), model=str(model_folder), clips=[clip, tmp_path]))
+    assert [(one.clip, one.difference) for one in found] == [(clip.name, 0.0), ("text.mp4", 0.0)] * 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no media file"):
+        list(parity.compare(("torch",), clips=[tmp_path / "empty"]))
 
 
 def test_what_is_missing_is_listed_with_its_reason(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

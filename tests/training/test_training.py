@@ -1,21 +1,19 @@
 """Pretraining and training for real, on a few pictures of one face: weights move, runs go on, models load."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from fastdetect import config as configuration
-from fastdetect.data.face_pack import FacePack, build_pack, read_index
+from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import PairSource
 from fastdetect.errors import CheckpointError, DataError, UsageError
-from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training import pretrain, train
 from fastdetect.training.cpu import depthwise, depthwise_in_float32
@@ -29,24 +27,6 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A face pack of one portrait in six lights, each taken as a person of its own."""
-    data = pytest.importorskip("skimage.data")
-    folder = tmp_path_factory.mktemp("faces")
-    portrait = data.astronaut()[:300, 100:400]
-    with (folder / "index.csv").open("w", newline="") as handle:
-        table = csv.writer(handle)
-        table.writerow(["file", "label", "person", "source", "suggested_split"])
-        for number in range(6):
-            light = np.clip(portrait * (0.7 + 0.1 * number), 0, 255).astype(np.uint8)
-            cv2.imwrite(str(folder / f"{number}.png"), light[..., ::-1])
-            table.writerow([f"{number}.png", "real", f"p{number}", "made", "val" if number == 5 else "train"])
-        table.writerow(["fake.png", "fake", "x", "made", "train"])
-    build_pack(read_index(folder / "index.csv"), folder / "pack")
-    return folder / "pack"
-
-
-@pytest.fixture(scope="session")
 def mim(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("mim")
     assert pretrain.main(None, [f"packs=[{pack}]", f"output={output}", "steps=3", "batch=4", "workers=0"]) == 0
@@ -55,7 +35,7 @@ def mim(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(pack: Path, output: Path, *more: str) -> list[str]:
     base = [f"pack={pack}", f"output={output}", f"detector={json.dumps(SMALL)}", "pairs=2", "workers=0"]
-    return [*base, "image_weights=null", "steps=2", *more]
+    return [*base, "image_weights=null", "steps=2", "val_faces=8", "tensorboard=false", *more]
 
 
 def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
@@ -196,6 +176,8 @@ def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_
     ("more", "message"),
     [
         (["residual=true"], "needs `mim`"),
+        (["residual=false", "manifest=x"], "a pack .* or a manifest"),
+        (["residual=false", "pairs=3", "accumulate=2"], "does not divide"),
         (["residual=false", "freeze_stages=2", 'detector={"image_backbone": "resnet10t"}'], "freeze_stages"),
         (["residual=false", "minutes=1"], "one of them"),
         (["residual=false", "lr=-1"], "lr"),
@@ -250,3 +232,39 @@ def test_budget_and_schedule() -> None:
     assert cosine(0.0, 0.1) == 0
     assert cosine(0.1, 0.1) == pytest.approx(1)
     assert cosine(1.0, 0.1) == pytest.approx(0.01)
+
+
+def test_map_loss_reaches_the_backbone_and_the_head_learns_the_cells(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = train.TrainConfig(
+        pack=tmp_path, output=tmp_path, residual=False, map_weight=1.0, image_weights=None,
+        detector=DetectorConfig(image_size=112, image_backbone="mobilenetv3_small_050"),
+    )  # fmt: skip
+    objective = train.Objective(train.build(config), config)
+    images, labels = torch.rand(4, 3, 112, 112), torch.tensor([0, 0, 1, 1])
+    maps = torch.zeros(4, 1, 7, 7)
+    maps[2:, :, 2:5] = 1
+    images[2:, :, 32:80] = images[2:, :, 32:80].round()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(12):
+        plain = objective(images, labels).item()
+        loss = objective(images, labels, maps=maps)
+        losses.append(loss.item() - plain)
+        optimizer.zero_grad()
+        loss.backward()
+        assert objective.map_head.weight.grad is not None
+        assert objective.map_head.weight.grad.abs().sum() > 0
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_map_loss_is_refused_where_there_are_no_cells_or_no_masks(tmp_path: Path) -> None:
+    vit = train.TrainConfig(
+        pack=tmp_path, output=tmp_path, residual=False, map_weight=1.0, image_weights=None,
+        detector=DetectorConfig(image_size=112, image_backbone="vit_tiny_patch16_224"),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="set map_weight to 0"):
+        train.Objective(train.build(vit), vit)
+    with pytest.raises(ValueError, match="without masks"):
+        train.TrainConfig(manifest=tmp_path, output=tmp_path, map_weight=1.0)

@@ -10,9 +10,11 @@ from counted_clips import HEIGHT, WIDTH, read_number, write_clip
 
 from fastdetect.errors import MediaError, MissingDependencyError
 from fastdetect.reasons import Reason
-from fastdetect.video import SamplingPolicy, dali, decode, probe
+from fastdetect.video import SamplingPolicy, dali, decode, planned, probe
 from fastdetect.video.dali import DaliDecoder
 from fastdetect.video.lanes import nvdec
+from fastdetect.video.planned import plan_clip
+from fastdetect.video.probe import DEFAULT_LIMITS
 from fastdetect.video.pyav import DecodedClip
 
 pytestmark = pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed: pip install 'fastdetect[gpu]'")
@@ -176,9 +178,9 @@ def test_a_bad_file_costs_itself_only(clips, tmp_path):
     bad.write_bytes(data)
     spoilt = probe(bad)
     decoder = DaliDecoder(batch=8)
-    plan = dali._plan(spoilt, POLICY("all"), None, dali.DEFAULT_LIMITS)
+    plan = plan_clip(spoilt, POLICY("all"), None, DEFAULT_LIMITS)
     bad.write_bytes(data[:200] + bytes(len(data) - 200))  # it goes bad after the packets were read
-    batch = [dali._plan(info, POLICY("all"), None, dali.DEFAULT_LIMITS) for info in infos]
+    batch = [plan_clip(info, POLICY("all"), None, DEFAULT_LIMITS) for info in infos]
     with pytest.raises(MediaError, match=r"bad\.webm"):
         decoder._decode([*batch, plan])
     assert decoder._alone(plan).reason is Reason.DECODE_ERROR
@@ -190,7 +192,7 @@ def test_a_bad_file_costs_itself_only(clips, tmp_path):
 
 def test_a_batch_that_fails_is_tried_again_file_by_file(clips, monkeypatch):
     infos = [probe(clips("vp9.webm")), probe(clips("vp8.webm")), probe(clips("mjpeg.avi"))]
-    plan = dali._plan
+    plan = plan_clip
 
     def past_the_end(info, *rest):
         made = plan(info, *rest)
@@ -198,7 +200,7 @@ def test_a_batch_that_fails_is_tried_again_file_by_file(clips, monkeypatch):
             made.asked = np.append(made.asked, 10_000)
         return made
 
-    monkeypatch.setattr(dali, "_plan", past_the_end)
+    monkeypatch.setattr(planned, "plan_clip", past_the_end)
     got = DaliDecoder().decode_many(infos, POLICY("uniform:3"))
     assert [read_number(f.rgb) for f in got[0].frames] == [5, 15, 25]
     assert got[1].reason is Reason.DECODE_ERROR
@@ -210,11 +212,25 @@ def test_another_clips_frames_are_found_out(clips, tmp_path, monkeypatch):
     red = coloured(tmp_path / "red.webm", flat((180, 60, 60)), "libvpx-vp9")
     blue = coloured(tmp_path / "blue.webm", flat((60, 60, 180)), "libvpx-vp9")
     decoder = DaliDecoder()
-    plans = [dali._plan(probe(path), POLICY("all"), None, dali.DEFAULT_LIMITS) for path in (red, blue)]
+    plans = [plan_clip(probe(path), POLICY("all"), None, DEFAULT_LIMITS) for path in (red, blue)]
     plans[0].info, plans[1].info = plans[1].info, plans[0].info  # what the fault would do: each gets the other's bytes
     for clip in decoder._decode(plans):
         assert clip.reason is Reason.DECODE_ERROR
         assert "another picture" in str(clip)
+
+
+@pytest.mark.parametrize("name", ["vp9.webm", "vp9-turned.mp4", "vp9-upside-down-mirrored.mp4"])
+def test_frames_that_stay_on_the_device_are_the_same(clips, decoder, name):
+    torch = pytest.importorskip("torch")
+    keeper = DaliDecoder(keep=True)
+    got = [clip for _ in range(2) for clip in keeper.decode_many([clips(name), clips("vp8.webm")], POLICY("uniform:4"))]
+    want = decoder.decode_many([clips(name), clips("vp8.webm")], POLICY("uniform:4"))
+    for mine, theirs in zip(got, want * 2, strict=True):  # the second batch uses DALI's buffers again
+        for kept, frame in zip(mine.frames, theirs.frames, strict=True):
+            assert isinstance(kept.rgb, torch.Tensor)
+            assert kept.rgb.is_contiguous()
+            assert np.array_equal(kept.rgb.numpy(), frame.rgb)
+            assert (kept.index, kept.time_s) == (frame.index, frame.time_s)
 
 
 @pytest.mark.parametrize("name", ["vp9-hidden-frames.webm", "mjpeg.avi"])

