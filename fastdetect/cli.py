@@ -325,11 +325,14 @@ def calibrate(
         str, typer.Option(metavar="SPLITS", help="Splits to check the thresholds on. [folds of --splits]")
     ] = "",
     sample: Annotated[str, typer.Option(metavar="POLICY", help="Policy that the thresholds are for.")] = "uniform:16",
+    degraded: Annotated[
+        bool, typer.Option("--degraded/--as-packed", help="Change each clip as training does, or take it as it is.")
+    ] = True,
 ) -> None:
     """Fit a model's probabilities and thresholds on held-out reals and fakes made from them, and check them."""
     from fastdetect.evaluation.calibrate import main as run
 
-    raise typer.Exit(run(pack, model, splits=splits, check=check, sampling=sample))
+    raise typer.Exit(run(pack, model, splits=splits, check=check, sampling=sample, degraded=degraded))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from fastdetect.data.augment import degrade
 from fastdetect.data.clip_forgery import ClipForgeryConfig, forge_clips
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.forgery import Dice, ForgeryConfig, choose_donors, crop_pack
@@ -26,13 +27,15 @@ MIN_FACES = 3
 
 
 def clip_scores(
-    pack: FacePack, splits: tuple[str, ...], engine: TorchEngine, *, min_faces: int, seed: int
+    pack: FacePack, splits: tuple[str, ...], engine: TorchEngine, *, min_faces: int, seed: int, degraded: bool = True
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Score every held-out clip as it is, and a fake of it: one forgery over all its faces.
 
     Args:
         splits: the pack's splits that training never saw.
         min_faces: clips with fewer faces are left out, as a verdict leaves them out.
+        degraded: change light, resolution, sharpness, noise and compression of each clip and its fake as training does,
+            one change a clip, in place of the pack's own cleaner pictures.
     Returns:
         Raw scores of the reals [N] and of their fakes [N], and each clip's identity.
     """
@@ -59,7 +62,11 @@ def clip_scores(
             faces[None], points[None], _pictures(pack, donors)[None], landmarks[donors][None],
             config=config, seed=chosen,
         )  # fmt: skip
-        for images, crops in zip((faces, forged.images[0]), pictures, strict=True):
+        both = torch.stack([faces, forged.images[0]])
+        if degraded:  # all pictures of a clip alike
+            clip = Dice(1, torch.Generator().manual_seed(chosen + 1), torch.device("cpu"))
+            both = degrade(both.flatten(0, 1)[:, None], clip).reshape(both.shape)
+        for images, crops in zip(both, pictures, strict=True):
             crops.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
     ends = np.cumsum([len(group) for group in groups])[:-1]
     logits = [engine.run(np.concatenate(crops)).logits for crops in pictures]  # engines pad short batches
@@ -73,7 +80,14 @@ def _pictures(pack: FacePack, rows: np.ndarray) -> torch.Tensor:
 
 
 def main(
-    pack: Path, model: Path, *, splits: str = "val,test", check: str = "", sampling: str = "uniform:16", seed: int = 0
+    pack: Path,
+    model: Path,
+    *,
+    splits: str = "val,test",
+    check: str = "",
+    sampling: str = "uniform:16",
+    seed: int = 0,
+    degraded: bool = True,
 ) -> int:
     """Run `fastdetect calibrate`: writes the block into the model's config.json; returns the exit code.
 
@@ -84,6 +98,7 @@ def main(
         check: the pack's splits whose reals the thresholds are checked on; none: on folds of the fitted ones.
         sampling: policy that the thresholds are for.
         seed: of the fakes, the folds and the draw of one clip a person.
+        degraded: see `clip_scores`; thresholds that hold for compressed and edited videos are higher.
     """
     faces = FacePack.load(pack)
     held, fresh = (tuple(name for name in names.split(",") if name) for names in (splits, check))
@@ -92,7 +107,7 @@ def main(
             f"--check {check} and --splits {splits} share a split; thresholds are checked on other persons"
         )
     engine = TorchEngine(TwoBranchDetector.from_pretrained(model))
-    reals, fakes, identities = clip_scores(faces, held, engine, min_faces=MIN_FACES, seed=seed)
+    reals, fakes, identities = clip_scores(faces, held, engine, min_faces=MIN_FACES, seed=seed, degraded=degraded)
     block: dict[str, Any] = fit_calibration(
         reals,
         identities,
@@ -104,14 +119,15 @@ def main(
         data_sha256=hash_data([(faces.clips[int(c)], faces.identities[int(i)], 0)
                                for c, i, s in zip(faces.clip, faces.identity, faces.split, strict=True) if s in held]),
         notes=[
-            f"reals: clips of held-out persons (splits {splits}) in the face pack, at least {MIN_FACES} faces each",
+            f"reals: clips of held-out persons (splits {splits}) in the face pack, at least {MIN_FACES} faces each"
+            + (", degraded as in training" if degraded else ""),
             "fakes: made from those reals by fastdetect.data.clip_forgery; they set the slope, so a probability speaks "
             "of such fakes at even odds",
         ],
     )  # fmt: skip
     block["checked"] = {"reals": check or f"5 folds of {splits}"}
     if fresh:
-        others, _, who = clip_scores(faces, fresh, engine, min_faces=MIN_FACES, seed=seed)
+        others, _, who = clip_scores(faces, fresh, engine, min_faces=MIN_FACES, seed=seed, degraded=degraded)
         shared = sorted(set(who) & set(identities))
         if shared:
             raise DataError(f"{len(shared)} persons, such as {shared[0]}, are in --splits and in --check")
