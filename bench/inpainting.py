@@ -7,6 +7,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def main() -> None:
         for precision in args.precision:
             model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
             with torch.inference_mode():
-                wall, cpu = measure(lambda p=protocol: inpaint(model, images, protocol=p), args.rounds, args.device)
+                wall, cpu = measure(partial(inpaint, model, images, protocol=protocol), args.rounds, args.device)
             low, mid, high = wall * 1000 / args.batch
             print(
                 f"| {protocol} | {len(masks)} | {tokens} | {precision} | {mid:.1f} ({low:.1f}..{high:.1f}) "

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ def comparison(columns: Mapping[str, Mapping[str, Any]]) -> str:
     def cell(block: Mapping[str, float]) -> str:
         return f"{block['value']:.3f} [{block['low']:.2f}, {block['high']:.2f}]"
 
+    def auc_of(kind: str, name: str, result: Mapping[str, Any]) -> str:
+        return cell(result[kind][name]["auc"])
+
     def line(name: str, count: str, pick: Callable[[Mapping[str, Any]], str]) -> str:
         return "| " + " | ".join([name, count, *(pick(result) for result in columns.values())]) + " |"
 
@@ -194,7 +198,7 @@ def comparison(columns: Mapping[str, Mapping[str, Any]]) -> str:
             block = first[kind][name]
             label = f"**{name}**" if kind == "types" else name
             count = f"{block['fakes']} ({block['identities']})"
-            lines.append(line(label, count, lambda r, k=kind, n=name: cell(r[k][n]["auc"])))
+            lines.append(line(label, count, partial(auc_of, kind, name)))
         if kind == "types":
             lines.append(line("**mean over types**", str(first["videos"]["fake"]), lambda r: cell(r["mean_auc"])))
             lines.append(line("all fakes together", str(first["videos"]["fake"]), lambda r: cell(r["overall"]["auc"])))

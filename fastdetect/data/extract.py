@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -22,16 +21,13 @@ from fastdetect.data.jobs import Counter, run_jobs
 from fastdetect.data.manifest import LABELS, REAL, Manifest, Sample, read_manifest
 from fastdetect.data.shards import FolderSink, TarSink
 from fastdetect.errors import DataError, FastdetectError, MediaError, UsageError
-from fastdetect.faces.centerface import DETECT_SIDE, CenterFaceDetector, Face
+from fastdetect.faces.centerface import DETECT_SIDE, CenterFaceDetector
 from fastdetect.faces.crop import MARGIN, crop_face, crop_square
+from fastdetect.faces.cut_out import cut_out_track
 from fastdetect.faces.quality import face_quality
 from fastdetect.faces.tracker import Track, track
 from fastdetect.reasons import Reason
 from fastdetect.video.sampling import SamplingPolicy
-
-_PAD = (
-    3  # frames that are cut-out faces get a third of their size around them: the detector misses what fills a picture
-)
 
 
 @dataclass(frozen=True)
@@ -130,30 +126,13 @@ class FaceExtractor:
         footage = read_footage(sample, self.root, self.policy, max_seconds=self.settings.max_seconds)
         pictures = [frame.rgb for frame in footage.frames]
         if sample.cropped:
-            chosen = self._one_track(self._detect_padded(pictures))
+            chosen = cut_out_track(pictures, self.detector)
         else:
             times = [frame.time_s for frame in footage.frames]
             found = track(self.detector.detect(pictures), times, footage.size, frames=pictures)
             chosen = found[: 1 if self.settings.faces == "largest" else self.settings.max_people]
         cut = [self._cut(footage, one, number) for one in chosen for number in range(len(one.faces))]
         return Extracted(cut, len(pictures), footage.reasons)
-
-    def _one_track(self, faces: list[list[Face]]) -> list[Track]:
-        """Frames that are cut-out faces were tracked by those who cut them: one person, the largest face of each."""
-        known = [(n, max(found, key=lambda face: face.side)) for n, found in enumerate(faces) if found]
-        return [Track(0, [n for n, _ in known], [face for _, face in known])] if known else []
-
-    def _detect_padded(self, pictures: list[np.ndarray]) -> list[list[Face]]:
-        """Faces in frames that are cut-out faces; boxes may overrun the frame as the face does."""
-        pads = [max(picture.shape[:2]) // _PAD for picture in pictures]
-        padded = [cv2.copyMakeBorder(p, n, n, n, n, cv2.BORDER_REPLICATE) for p, n in zip(pictures, pads, strict=True)]
-        found = []
-        for picture, faces, pad in zip(pictures, self.detector.detect(padded), pads, strict=True):
-            height, width = picture.shape[:2]
-            moved = [Face(_shifted(f.box, -pad), f.score, f.landmarks - np.float32(pad)) for f in faces]
-            inside = [f for f in moved if f.box[0] < width and f.box[1] < height and f.box[2] > 0 and f.box[3] > 0]
-            found.append(inside)
-        return found
 
     def _cut(self, footage: Footage, one: Track, number: int) -> tuple[FaceRecord, bytes]:
         settings, face = self.settings, one.faces[number]
@@ -180,10 +159,6 @@ class FaceExtractor:
         if not done:
             raise MediaError(Reason.CRASH, f"a face of {settings.size} px cannot be encoded as {settings.image}")
         return record, data.tobytes()
-
-
-def _shifted(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
-    return (box[0] + by, box[1] + by, box[2] + by, box[3] + by)
 
 
 def folder_of(sample: Sample) -> str:

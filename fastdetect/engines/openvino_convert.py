@@ -13,8 +13,9 @@ import torch
 from fastdetect.engines.cache import Say, cached
 from fastdetect.engines.export import PARITY, Traced, graph_key, trace
 from fastdetect.engines.graph import GraphInfo
-from fastdetect.engines.openvino_engine import import_openvino, write_ir
+from fastdetect.engines.openvino_engine import write_ir
 from fastdetect.errors import EngineError
+from fastdetect.openvino_runtime import import_openvino
 
 _SIZE_BYTES = 8  # of the number that says how long the first file is
 

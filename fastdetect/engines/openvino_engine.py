@@ -13,7 +13,8 @@ from fastdetect.engines.base import FixedBatchEngine
 from fastdetect.engines.cache import cached
 from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_detector, parse_info
 from fastdetect.engines.scorer import SCORER_OUTPUTS
-from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
+from fastdetect.errors import CheckpointError, EngineError, UsageError
+from fastdetect.openvino_runtime import import_openvino, openvino_core
 
 if TYPE_CHECKING:
     from fastdetect.engines.openvino_convert import Converted
@@ -105,7 +106,7 @@ def check(device: str, precision: str) -> Any:
         MissingDependencyError: it is not installed.
         UsageError: it has no such device, or the device no such precision.
     """
-    core = import_openvino().Core()
+    core = openvino_core()
     have = core.available_devices
     if device.upper() not in have:
         raise UsageError(f"OpenVINO has no device {device!r}; have: {', '.join(have).lower()}")
@@ -123,8 +124,7 @@ def to_ir(graph: Graph, *, compress: bool) -> tuple[bytes, bytes]:
     Returns:
         (xml, bin), the description inside the xml.
     """
-    ov = import_openvino()
-    model, _ = _read(ov.Core(), graph)
+    model, _ = _read(openvino_core(), graph)
     model.set_rt_info(graph.info.model_dump_json(), [KEY, "info"])
     return write_ir(model, compress=compress)
 
@@ -152,15 +152,6 @@ def _read(core: Any, source: Graph | Converted | Path) -> tuple[Any, GraphInfo]:
         raise CheckpointError(f"OpenVINO cannot read {source}: {_first(error)}") from error
     text = model.get_rt_info([KEY, "info"]).astype(str) if model.has_rt_info([KEY, "info"]) else None
     return model, parse_info(text, str(source))
-
-
-def import_openvino() -> Any:
-    """The package; raises MissingDependencyError, which says how to get it."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError(f"OpenVINO ({error}): pip install 'fastdetect[openvino]'") from error
-    return openvino
 
 
 def _first(error: Exception) -> str:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from scipy.stats import trim_mean
 
 from fastdetect.faces.centerface import CenterFaceDetector, Face
 from fastdetect.faces.crop import MARGIN, crop_face
+from fastdetect.faces.cut_out import cut_out_track
 from fastdetect.faces.quality import face_quality
-from fastdetect.faces.tracker import Track, track
+from fastdetect.faces.tracker import track
 from fastdetect.reasons import Reason
 from fastdetect.video.pyav import decode
 from fastdetect.video.sampling import SamplingPolicy
@@ -139,7 +139,7 @@ def find_faces(
     """
     frames = clip.frames
     if clip.cropped:
-        tracks = _cut_out_faces(frames, detector)
+        tracks = cut_out_track(frames, detector)
     else:
         height, width = frames[0].shape[:2]
         tracks = track(detector.detect(frames), clip.times_s, (width, height), frames=frames)
@@ -156,25 +156,6 @@ def find_faces(
         for person in tracks
     ]
     return VideoFaces(len(frames), clip.is_image, found, clip.reasons)
-
-
-def _cut_out_faces(frames: Sequence[np.ndarray], detector: CenterFaceDetector) -> list[Track]:
-    """Frames that are cut-out faces, as `data extract` takes them: one person, found in a border of a third."""
-    positions, faces = [], []
-    for position, frame in enumerate(frames):
-        pad = max(frame.shape[:2]) // 3
-        found = detector.detect([cv2.copyMakeBorder(frame, pad, pad, pad, pad, cv2.BORDER_REPLICATE)])[0]
-        moved = [Face(_moved(f.box, -pad), f.score, f.landmarks - np.float32(pad)) for f in found]
-        height, width = frame.shape[:2]
-        inside = [f for f in moved if f.box[0] < width and f.box[1] < height and f.box[2] > 0 and f.box[3] > 0]
-        if inside:
-            positions.append(position)
-            faces.append(max(inside, key=lambda face: face.side))
-    return [Track(0, positions, faces)] if faces else []
-
-
-def _moved(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
-    return (box[0] + by, box[1] + by, box[2] + by, box[3] + by)
 
 
 def extract_faces(

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastdetect.errors import CheckpointError, MissingDependencyError, UsageError
 from fastdetect.onnx_wire import with_free_shapes
+from fastdetect.openvino_runtime import import_openvino, openvino_core
 
 Runtime = Literal["onnxruntime", "openvino"]
 
@@ -99,11 +100,7 @@ class _OnnxRuntime:
 
 class _OpenVino:
     def __init__(self, threads: int) -> None:
-        try:
-            import openvino as ov
-        except ImportError as error:
-            raise MissingDependencyError(f"OpenVINO ({error}): pip install 'fastdetect[openvino]'") from error
-        core = ov.Core()
+        ov, core = import_openvino(), openvino_core()
         precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
         self.name = f"centerface/openvino-{ov.__version__.split('-')[0]}/{precision}"
         model = core.read_model(io.BytesIO(free_centerface()))

@@ -105,6 +105,7 @@ def test_pictures_are_those_that_screening_looks_at(whole: Path, data: Manifest)
         StageSettings(
             sampling="uniform:3", max_seconds=None, largest_only=True, detect_side=DETECT_SIDE, detect_score=0.5,
             max_people=16, max_faces=1024, crop_size=64, crop_margin=1.3,
+            detect_runtime="onnxruntime",
         )
     )(str(data.locate(data.samples[0].path)))  # fmt: skip
     files = members(whole)

@@ -151,7 +151,8 @@ def test_index_csv_feeds_pack_and_evaluate(tmp_path: Path) -> None:
     )  # fmt: skip
     Manifest((real, fake), tmp_path).write(tmp_path / "out" / "index.csv")
     measured = {entry.label: entry for entry in read_index([tmp_path / "out" / "index.csv"])}
-    assert measured[1].paired == measured[0].path == tmp_path / "r/000.mp4"
+    assert measured[0].path == tmp_path / "r/000.mp4"
+    assert measured[1].paired == measured[0].key
     assert (measured[1].type, measured[1].manipulation) == ("swap", "swap, Deepfakes")
     assert measured[1].identity == "ffpp:000"
     (packed,) = face_pack.read_index(tmp_path / "out" / "index.csv")

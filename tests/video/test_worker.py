@@ -238,7 +238,8 @@ def test_closing_drops_running_jobs_at_once_and_leaves_nothing(recwarn):
 
 
 PARENT = """
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     sys.path.insert(0, {here!r})
     from fastdetect.video.worker import WorkerPool
     pool = WorkerPool("misbehaving_jobs:run", workers=2)
