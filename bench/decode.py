@@ -107,12 +107,12 @@ def _opencv(inputs: Inputs) -> Outputs:
 
 
 def _torchcodec_fault() -> str:
-    """It is installed without FFmpeg's libraries and finds them, or not, when it is imported."""
+    """It is installed without FFmpeg's shared libraries; some versions say so when imported, others when used."""
     try:
-        importlib.import_module("torchcodec.decoders")
+        loaded = importlib.import_module("torchcodec").ffmpeg_major_version
     except (ImportError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error)[:120]}"
-    return ""
+    return "" if loaded else "FFmpeg's shared libraries, or a torch that this torchcodec is made for, were not found"
 
 
 def _torchcodec(inputs: Inputs) -> Outputs:
