@@ -76,7 +76,7 @@ struct MixJob {  // normalize(momentum * center + (1 - momentum) * sums / count)
 };
 
 constexpr float kUnitTolerance = 0.02f;  // of a squared length; rounding to bfloat16 moves it by 0.008 at most
-constexpr int64_t kSumRows = 64;         // rows per partial sum on the CPU: fixed, so that threads do not matter
+constexpr int64_t kSumRows = 256;        // rows per partial sum on the CPU: fixed, so that threads do not matter
 
 // CPU. Each works on [begin, end) of rows, slots, rows and chunks, so that the caller owns the threading.
 bool similarities(const MineJob& job, int64_t begin, int64_t end, CpuLevel level);  // all rows of unit length?

@@ -110,27 +110,46 @@ void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end,
   }
 }
 
-constexpr int64_t kAhead = 8;  // rows
+constexpr int kAhead = 8, kTogether = 4;  // rows of reals
+
+template <class T>
+inline void fetch(const T* row, int64_t n) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(bytes + byte);
+}
 
 template <class T>
 void sums_range(const SumsJob& job, int64_t begin, int64_t end) {
   const int64_t n = job.z.width;
+  int64_t real[kSumRows + 1];  // written without a branch: labels are as good as random
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     float* __restrict sum = job.partial + chunk * (n + 1);
     memset(sum, 0, (n + 1) * sizeof(float));
     const int64_t first = chunk * kSumRows;
     const int64_t last = first + kSumRows < job.z.count ? first + kSumRows : job.z.count;
+    int count = 0;
+    bool bad = false;
     for (int64_t i = first; i < last; ++i) {
-      if (job.labels[i] < 0) sum[n] = __builtin_nanf("");
-      if (job.labels[i] != 0) continue;
-      const T* __restrict z = row_of<T>(job.z, i);
-      // Rows of fakes in between break the hardware's streams.
-      if (i + kAhead < job.z.count && job.labels[i + kAhead] == 0) {
-        const char* next = reinterpret_cast<const char*>(row_of<T>(job.z, i + kAhead));
-        for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(next + byte);
-      }
+      real[count] = i;
+      count += job.labels[i] == 0;
+      bad |= job.labels[i] < 0;
+    }
+    sum[n] = bad ? __builtin_nanf("") : static_cast<float>(count);
+    // Rows of fakes in between break the hardware's streams.
+    for (int r = 0; r < kAhead && r < count; ++r) fetch(row_of<T>(job.z, real[r]), n);
+    int r = 0;
+    for (; r + kTogether <= count; r += kTogether) {
+      const T* __restrict a = row_of<T>(job.z, real[r]);
+      const T* __restrict b = row_of<T>(job.z, real[r + 1]);
+      const T* __restrict c = row_of<T>(job.z, real[r + 2]);
+      const T* __restrict d = row_of<T>(job.z, real[r + 3]);
+      for (int next = r + kAhead; next < r + kAhead + kTogether && next < count; ++next)
+        fetch(row_of<T>(job.z, real[next]), n);
+      for (int64_t k = 0; k < n; ++k) sum[k] = (((sum[k] + load(a[k])) + load(b[k])) + load(c[k])) + load(d[k]);
+    }
+    for (; r < count; ++r) {
+      const T* __restrict z = row_of<T>(job.z, real[r]);
       for (int64_t k = 0; k < n; ++k) sum[k] += load(z[k]);
-      sum[n] += 1.0f;
     }
   }
 }
