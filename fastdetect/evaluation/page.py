@@ -16,6 +16,7 @@ from fastdetect.evaluation.index import Entry
 from fastdetect.evaluation.metrics import TARGET_FPR
 from fastdetect.evaluation.scoring import Pictures
 from fastdetect.evaluation.tables import interval_text
+from fastdetect.inline_images import crop_image, heat_image
 
 TEMPLATES = Path(__file__).parent / "templates"
 CROP_PX = 112
@@ -90,7 +91,7 @@ def _worst(
             entry = entries[key]
             if entry.label == label:
                 faces = [
-                    (plots.crop_image(crop, CROP_PX), plots.heat_image(patch, top), float(margin))
+                    (crop_image(crop, CROP_PX), heat_image(patch, top), float(margin))
                     for crop, patch, margin in zip(shown.crops, shown.patches, shown.margins, strict=True)
                 ]
                 files.append({"row": rows[entry.dataset, entry.name], "faces": faces})

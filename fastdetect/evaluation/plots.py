@@ -1,17 +1,14 @@
-"""The evaluation report's pictures as data: shapes for inline SVG, and small images as data addresses."""
+"""The evaluation report's plots as shapes for inline SVG."""
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-import cv2
 import numpy as np
 
 from fastdetect.evaluation.robustness import KINDS
 
-HEAT_MAP = cv2.COLORMAP_INFERNO
 _BINS = 32
 _NAMES = {"jpeg": "JPEG", "blur": "Blur", "resize": "Scaled down", "noise": "Noise", "h264": "H.264"}
 
@@ -232,22 +229,3 @@ def robustness_plots(result: Mapping[str, Any]) -> list[Plot]:
             )
         )
     return plots
-
-
-def heat_image(patch_scores: np.ndarray, top: float) -> str:
-    """A PNG data address of one face's patch scores [gh,gw], `top` brightest, on a square-root scale."""
-    levels = np.sqrt(np.clip(np.nan_to_num(patch_scores, nan=0.0) / top, 0.0, 1.0))
-    return _address("png", cv2.applyColorMap((255 * levels).astype(np.uint8), HEAT_MAP))
-
-
-def crop_image(crop: np.ndarray, side: int) -> str:
-    """A JPEG data address of a face crop, RGB uint8 [S,S,3], at most `side` pixels wide."""
-    if crop.shape[0] > side:
-        crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
-    return _address("jpeg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
-
-
-def _address(kind: str, image: np.ndarray) -> str:
-    flags = [cv2.IMWRITE_JPEG_QUALITY, 85] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 9]
-    data = cv2.imencode(f".{kind}", image, flags)[1].tobytes()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

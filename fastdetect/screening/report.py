@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastdetect.errors import DataError
+from fastdetect.inline_images import crop_image, heat_image, heat_stops
 from fastdetect.reasons import Reason
 from fastdetect.screening import plots
 from fastdetect.screening.results import STAGES, LoadedMedia, Row, RunInfo, TrackMedia, TrackRow, load_media
@@ -90,7 +91,7 @@ def write_report(rows: Iterable[Row], path: Path, *, run: RunInfo, media: Path |
             media_off=media is None,
             plots_left_out=max(0, len(ordered) - PLOT_FILES),
             plots_shown=PLOT_FILES,
-            heat_stops=plots.heat_stops(),
+            heat_stops=heat_stops(),
             heat_top=top,
             files=_files(ordered, set(with_media[:MEDIA_FILES]), media, top),
         )
@@ -155,7 +156,7 @@ def _track(track: TrackRow, row: Row, folder: Path | None, top: float) -> dict[s
         "plot": plots.timeline(track, row.thresholds, seconds),
         "pictures": pictures,
         "trouble": trouble,
-        "thumb": plots.crop_image(best["crop"], THUMB_PX) if best else None,
+        "thumb": crop_image(best["crop"], THUMB_PX) if best else None,
         "reasons": [REASON_TEXT[reason] for reason in track.reasons],
     }
 
@@ -175,8 +176,8 @@ def _pictures(track: TrackRow, loaded: LoadedMedia, top: float) -> Iterator[dict
     for face, crop, patches in zip(faces, loaded.crops, loaded.patch_scores, strict=True):
         yield {
             "crop": crop,
-            "image": plots.crop_image(crop, CROP_PX),
-            "heat": plots.heat_image(patches, top),
+            "image": crop_image(crop, CROP_PX),
+            "heat": heat_image(patches, top),
             "time": face.time_s,
             "score": known(face.score),
             "usable": face.usable,

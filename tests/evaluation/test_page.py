@@ -157,9 +157,3 @@ def test_shapes_stay_inside_their_box(study) -> None:
                 assert plot.axes.top <= float(y) <= plot.axes.bottom
     bars = [shape.title for shape in drawn[1].shapes if shape.title.split(" ")[1:2] in (["real"], ["fake"])]
     assert sum(int(title.split()[0]) for title in bars) == 28
-
-
-def test_heat_maps_share_their_scale() -> None:
-    assert plots.heat_image(np.full((2, 2), 1.0), 1.0) == plots.heat_image(np.full((2, 2), 9.0), 1.0)
-    assert plots.heat_image(np.full((2, 2), 0.1), 1.0) != plots.heat_image(np.full((2, 2), 1.0), 1.0)
-    assert plots.heat_image(np.full((2, 2), np.nan), 1.0) == plots.heat_image(np.zeros((2, 2)), 1.0)
