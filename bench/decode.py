@@ -17,9 +17,18 @@ from fastdetect.video.pyav import decode
 from fastdetect.video.sampling import SamplingPolicy
 
 
-def _sizes(codec: str, width: int, height: int, seconds: float, frames: str, regime: str) -> Shape:
+def shape_of(codec: str, width: int, height: int, seconds: float, frames: str, regime: str, **more: int) -> Shape:
+    """A case: a clip's codec, size and length, and the sampling policy."""
     values: dict[str, int | float | str] = {"codec": codec, "width": width, "height": height, "seconds": seconds}
-    return Shape({**values, "frames": frames}, regime)
+    return Shape({**values, "frames": frames, **more}, regime)
+
+
+def make_file(folder: Path, shape: Shape) -> Path:
+    """The clip of a case, encoded once."""
+    path = folder / f"{shape['codec']}-{shape['width']}-{shape['seconds']}.mp4"
+    if not path.is_file():
+        make_clip(path, Clip(shape["width"], shape["height"], shape["seconds"], 50, shape["codec"]))
+    return path
 
 
 class Decode(Op):
@@ -32,12 +41,12 @@ class Decode(Op):
     baseline = "PyAV"
     shapes: ClassVar[Mapping[str, tuple[Shape, ...]]] = {
         "cpu": (
-            _sizes("h264", 512, 512, 5, "uniform:16", "what screening asks for"),
-            _sizes("h264", 512, 512, 5, "all", "every frame"),
-            _sizes("h264", 1280, 720, 5, "uniform:16", "what screening asks for, 720p"),
-            _sizes("vp9", 512, 512, 5, "all", "a codec that every decoder here reads on the CPU"),
+            shape_of("h264", 512, 512, 5, "uniform:16", "what screening asks for"),
+            shape_of("h264", 512, 512, 5, "all", "every frame"),
+            shape_of("h264", 1280, 720, 5, "uniform:16", "what screening asks for, 720p"),
+            shape_of("vp9", 512, 512, 5, "all", "a codec that every decoder here reads on the CPU"),
         ),
-        "tiny": (_sizes("h264", 128, 96, 1, "uniform:16", "tiny"),),
+        "tiny": (shape_of("h264", 128, 96, 1, "uniform:16", "tiny"),),
     }
 
     def __init__(self, folder: Path) -> None:
@@ -47,9 +56,7 @@ class Decode(Op):
         return 0.0
 
     def inputs(self, shape: Shape, device: torch.device) -> Inputs:
-        path = self.folder / f"{shape['codec']}-{shape['width']}-{shape['seconds']}.mp4"
-        if not path.is_file():
-            make_clip(path, Clip(shape["width"], shape["height"], shape["seconds"], 50, shape["codec"]))
+        path = make_file(self.folder, shape)
         policy = SamplingPolicy.parse(shape["frames"])
         indices = [frame.index for frame in decode(str(path), policy).frames]
         return {"path": str(path), "indices": indices, "policy": policy, "threads": torch.get_num_threads()}

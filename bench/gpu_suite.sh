@@ -2,7 +2,7 @@
 # Everything a GPU machine is needed for, in one command of under ten minutes and without a network: builds the op libraries,
 # runs the tests marked gpu, sanitises a short selection, measures, and prints a short table last.
 #
-#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train table
+#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train decode table
 #
 # --rehearse runs the same steps without a GPU: kernels are compiled offline for sm_90, benchmarks take tiny shapes on the CPU.
 # A step that fails or runs out of time does not stop the others; the exit code is 1 if any failed. Environment:
@@ -12,10 +12,10 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS="env build kernels test sanitize ops train table"
+STEPS="env build kernels test sanitize ops train decode table"
 # Seconds; the sum, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a busy
 # machine, gets twenty times as many: there they only end what hangs.
-declare -A LIMIT=([env]=30 [build]=130 [kernels]=100 [test]=120 [sanitize]=60 [ops]=150 [train]=50 [table]=10)
+declare -A LIMIT=([env]=30 [build]=130 [kernels]=100 [test]=120 [sanitize]=60 [ops]=150 [train]=50 [decode]=45 [table]=10)
 REHEARSE=0 chosen=""
 for argument in "$@"; do
   case " --rehearse $STEPS " in
@@ -47,13 +47,19 @@ step_env() {
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$WORK/site" "$WHEELS"/*.whl || return 1
   fi
   "$PYTHON" - <<'END'
-import importlib, sys
+import ctypes, importlib, sys
 print("python", sys.version.split()[0])
-for name in "torch triton numpy pybind11 cmake ninja pytest xdist rich matplotlib timm pydantic pytorch_metric_learning".split():
+for name in "torch triton numpy pybind11 cmake ninja pytest xdist rich matplotlib timm pydantic pytorch_metric_learning av cv2".split():
     try:
         module = importlib.import_module(name)
         print(name, getattr(module, "__version__", "there"))
     except ImportError as error:
+        print(name, "missing:", error)
+for name in ("libnvcuvid.so.1", "libcuda.so.1"):
+    try:
+        ctypes.CDLL(name)
+        print(name, "there")
+    except OSError as error:
         print(name, "missing:", error)
 import torch
 print("GPU:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
@@ -128,6 +134,15 @@ step_train() {
     run_bench train --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
   else
     run_bench train --device cuda --minutes 0.5 --seconds 2 --results "$OUT/results.json"
+  fi
+}
+
+step_decode() {  # wants wheels of PyAV and OpenCV, and of DALI or PyNvVideoCodec for anything but PyAV
+  "$PYTHON" -c 'import av, cv2, pydantic' || return 77
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench decode --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
+  else
+    run_bench decode decode_many --device cuda --minutes 0.5 --seconds 2 --results "$OUT/results.json"
   fi
 }
 

@@ -16,7 +16,7 @@ from bench import ceilings as limits
 from bench import harness, machine
 from bench.harness import Method
 from bench.records import RESULTS, SUITES, Writer
-from bench.registry import OPS, Op, Shape
+from bench.registry import OPS, Shape
 from bench.table import show
 from fastdetect.errors import UsageError
 
@@ -89,15 +89,17 @@ def _step(step: Any, shape: Shape, method: Method, ceilings: Mapping[str, float]
 
 
 def decode_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Every decoder on generated clips; always on the CPU."""
+    """Every decoder on generated clips: one file on the CPU; where there is a GPU, batches of files to its memory."""
     from bench.decode import Decode
+    from bench.decode_many import DecodeMany
 
-    method = replace(options.method, device=torch.device("cpu"), rounds=(3, 10))
+    rounds = replace(options.method, rounds=(3, 10))
+    on_cpu = replace(rounds, device=torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        op: Op = Decode(Path(folder))
-        for shape in op.shapes["tiny" if options.tiny else "cpu"]:
-            if options.wanted(f"{op.name} {shape}"):
-                yield partial(harness.measure, op, shape, method, ceilings)
+        for op, method in ((Decode(Path(folder)), on_cpu), (DecodeMany(Path(folder)), rounds)):
+            for shape in op.shapes.get("tiny" if options.tiny else method.device.type, ()):
+                if options.wanted(f"{op.name} {shape}"):
+                    yield partial(harness.measure, op, shape, method, ceilings)
 
 
 def screening_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:

@@ -41,7 +41,7 @@ class NvCodecDecoder(PlannedDecoder):
     def __init__(
         self, device: int = 0, *, batch: int = BATCH_FILES, timeout_s: float = TIMEOUT_S, keep: bool = False
     ) -> None:
-        self._module = _import()
+        self._module = load()
         self.name = f"nvcodec-{installed()}/nvdec"
         self.device, self.batch, self.timeout_s, self.keep = device, batch, timeout_s, keep
         self._decoder: Any = None
@@ -70,7 +70,8 @@ class NvCodecDecoder(PlannedDecoder):
         return stacks
 
 
-def _import() -> Any:
+def load() -> Any:
+    """Import PyNvVideoCodec; MissingDependencyError where it or NVIDIA's driver is missing."""
     try:
         import PyNvVideoCodec
     except (ImportError, OSError, RuntimeError) as error:  # the last two without NVIDIA's driver

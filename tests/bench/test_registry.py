@@ -9,6 +9,7 @@ from squares import CEILINGS, CPU, method
 import bench.ops  # noqa: F401, the import registers them
 from bench import ceilings, harness, train
 from bench.decode import Decode
+from bench.decode_many import DecodeMany
 from bench.registry import DTYPES, OPS, Op, Shape, largest_error, register
 from fastdetect.errors import UsageError
 
@@ -47,6 +48,15 @@ def test_wrong_loss_in_a_training_step_is_seen() -> None:
     inputs["mask"] = ~inputs["mask"]
     with pytest.raises(Exception):  # noqa: B017, PT011
         assert step.error(run(inputs), truth) < 3e-2
+
+
+def test_batches_of_files(tmp_path) -> None:
+    op = DecodeMany(tmp_path)
+    (shape,) = op.shapes["tiny"]
+    assert green(op, shape)["providers"]["ours"]["error"] == 0
+    truth = op.truth(op.inputs(shape, CPU))
+    assert truth[0].shape == (3 * 4, 144, 160, 3)
+    assert op.error((truth[0].roll(1, 0),), truth) > 0.05  # a frame in another's place
 
 
 def test_decoders(tmp_path) -> None:
