@@ -69,6 +69,8 @@ def sha256_of(path: Path) -> str:
 def find_folder(name: str | Path) -> Path:
     """Resolve a model: an existing folder, a shipped name, or a Hub id `owner/name` (safetensors only).
 
+    `owner/name@revision` is the Hub's model at a branch, tag or commit; without, at its main branch.
+
     Raises:
         CheckpointError: none of the three; the message lists the shipped names.
     """
@@ -82,7 +84,8 @@ def find_folder(name: str | Path) -> Path:
     if isinstance(name, str) and text.count("/") == 1 and all(text.split("/")) and text[0] not in "./~":
         return _download(text, names)
     raise CheckpointError(
-        f"no model {text!r}: not a folder, not a shipped model (have: {names}), not a Hub id 'owner/name'"
+        f"no model {text!r}: not a folder, not a shipped model (have: {names}), not a Hub id 'owner/name' "
+        "or 'owner/name@revision'"
     )
 
 
@@ -90,8 +93,9 @@ def _download(repo: str, names: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    name, _, revision = repo.partition("@")
     try:
-        return Path(snapshot_download(repo, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
     except (OSError, ValueError, HFValidationError) as error:  # hub and network errors derive from OSError
         raise CheckpointError(
             f"no folder {repo!r} here, and it cannot be fetched from the Hub ({type(error).__name__}: "

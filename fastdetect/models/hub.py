@@ -27,7 +27,8 @@ class AutoDetector:
 
     @staticmethod
     def from_pretrained(name: str | Path) -> TwoBranchDetector:
-        """Load (fp32, eval mode) from a folder, a shipped name, or an id `owner/name` of the Hugging Face Hub.
+        """Load (fp32, eval mode) from a folder, a shipped name, or an id of the Hugging Face Hub: `owner/name`,
+        `owner/name@revision`.
 
         Raises:
             CheckpointError: there is none, it cannot be fetched, it is no detector, or its hash is wrong.

@@ -3,6 +3,7 @@
 import argparse
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from fastdetect.cli import app
 from fastdetect.errors import CheckpointError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModel, MaskedImageModelConfig, TwoBranchDetector
-from fastdetect.models.checkpoint import ModelFolder, sha256_of
+from fastdetect.models.checkpoint import ModelFolder, find_folder, sha256_of
 from fastdetect.models.convert import convert_mae
 from fastdetect.models.hub import AutoDetector, model_card, push_to_hub
 from fastdetect.models.masked_image_model import sincos_positions
@@ -97,6 +98,22 @@ def test_without_a_network_a_hub_id_is_named_with_what_to_do(monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"'somebody/model' here.*cannot be fetched.*give a local folder"):
         AutoDetector.from_pretrained("somebody/model")
+
+
+def test_a_revision_is_fetched_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
+    """The Hub's own cache, as two downloads of a branch that moved leave it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repo, old, new = tmp_path / "models--me--tiny", "a" * 40, "b" * 40
+    for commit in (old, new):
+        shutil.copytree(folder, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(new)
+    assert find_folder("me/tiny").name == new
+    assert find_folder(f"me/tiny@{old}").name == old
+    assert AutoDetector.from_pretrained(f"me/tiny@{old}").info.model_type == "two_branch_detector"
+    with pytest.raises(CheckpointError, match=r"'me/tiny@v2' here.*cannot be fetched"):
+        find_folder("me/tiny@v2")
 
 
 def test_what_is_pushed_is_a_whole_model_folder(hub: Hub, folder: Path, tmp_path: Path) -> None:
