@@ -443,13 +443,16 @@ def index(
     ] = None,
     frame_folders: Annotated[bool, typer.Option(help="A folder of pictures is one video.")] = False,
     sources: Annotated[bool, typer.Option(help="DeeperForensics: the actors' recordings as reals, too.")] = False,
+    hold_out: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Persons to validate on, of sets without a val split.")
+    ] = None,
 ) -> None:
     """Read data sets of any known layout into one manifest."""
     from fastdetect.data.layouts.command import main as run
 
     code = run(
         roots, output, layout=layout, prefer=prefer, splits=splits, media_root=media_root, lmdb=lmdb,
-        label_map=label_map, frame_folders=frame_folders, sources=sources,
+        label_map=label_map, frame_folders=frame_folders, sources=sources, held_out=hold_out,
     )  # fmt: skip
     raise typer.Exit(code)
 

@@ -98,7 +98,7 @@ class FaceTable:
             raise DataError(
                 f"{self.folder}: the split {split!r} has {reals} real and {len(chosen) - reals} fake faces, and needs "
                 f"both; the splits are {sorted(set(self.text['split'].tolist()))}: give `data index` the set's split "
-                "files, or a table with a split column"
+                "files, `--hold-out 0.1`, or a table with a split column"
             )
         return chosen
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from fastdetect.data.hold_out import hold_out
 from fastdetect.data.layouts import Options, read_layout
 from fastdetect.data.manifest import LABELS, concat
 from fastdetect.errors import UsageError
@@ -29,7 +30,14 @@ def read_label_map(path: Path) -> dict[str, int]:
 
 
 def main(
-    roots: Sequence[Path], output: Path, *, layout: str, prefer: str, label_map: Path | None, **options: Any
+    roots: Sequence[Path],
+    output: Path,
+    *,
+    layout: str,
+    prefer: str,
+    label_map: Path | None,
+    held_out: float | None,
+    **options: Any,
 ) -> int:
     """Run `fastdetect data index`; returns the exit code."""
     if prefer not in ("videos", "frames"):
@@ -44,6 +52,10 @@ def main(
         for text in warnings:
             errors.print(f"fastdetect: {root}: {text}")
     whole = concat(manifests) if len(manifests) > 1 else manifests[0]
+    if held_out is not None:
+        whole, told = hold_out(whole, held_out)
+        for text in told:
+            errors.print(f"fastdetect: {text}")
     whole.write(output)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{output}: {len(whole):,} videos")
