@@ -1,11 +1,12 @@
 """What the runtimes of the model and of the face detector cost on this CPU, and by how much their results differ.
 
-    python bench/runtimes.py --data ../shared/data                 # every fourth video there, four frames each
-    python bench/runtimes.py --data ../shared/data --every 1 --frames 8
+    python bench/runtimes.py --data ../shared/data              # every video there, 16 frames each: some minutes
+    python bench/runtimes.py --data ../shared/data --every 4
 
 Runtimes that are not installed are listed as such. Cost is processor time on `--threads` threads, the median of the
-rounds; the runtimes take turns. The model's scores are those of `fastdetect screen` on the same files, against torch
-in fp32; the detector's boxes are compared with ONNX Runtime's in fp32: found again where the IoU is at least 0.5.
+rounds; the runtimes take turns. Scores are the videos' calibrated ones, against those of torch in fp32 on the faces
+that ONNX Runtime finds in fp32. The detector's boxes are compared with that one's: found again where the IoU is at
+least 0.5.
 """
 
 import argparse
@@ -20,14 +21,13 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from fastdetect.engines import load_engine
+from fastdetect.engines import Engine, load_engine
 from fastdetect.errors import FastdetectError
+from fastdetect.evaluation.protocol import contract_margin
+from fastdetect.evaluation.scoring import Cropper, VideoFaces, VideoScore, aggregate, contract_crop, extract_faces
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.network import Runtime
-from fastdetect.screening.config import ScreenConfig
-from fastdetect.screening.inputs import expand_inputs
-from fastdetect.screening.model import Model
-from fastdetect.screening.pipeline import Screener
+from fastdetect.screening.verdict import Calibration
 from fastdetect.video.pyav import decode
 from fastdetect.video.sampling import SamplingPolicy
 
@@ -42,6 +42,7 @@ MODELS = {
     )
 }
 DETECTORS = get_args(Runtime)  # the first is the reference
+BOTH_ENDS = ("torch fp32", "openvino bf16")  # what the other detector is tried with
 FOUND_IOU = 0.5
 BATCH = 16
 
@@ -58,63 +59,89 @@ def processor_ms(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def scores(model: str, engine: str, precision: str, files: Sequence[Path], frames: int) -> dict[str, float]:
-    """Score by path of the files that have one."""
-    options = {"engine": engine, "precision": precision, "sample": f"uniform:{frames}", "workers": 1}
-    config = ScreenConfig.model_validate({"model": model, **options})
-    with Model.load(config) as loaded:
-        rows = Screener(loaded, config, media=None).screen(expand_inputs(files))
-        return {row.path: row.score for row in rows if row.score is not None}
+def extract(runtime: str, files: Sequence[Path], args: argparse.Namespace, cropper: Cropper) -> list[VideoFaces]:
+    """Faces of every file by one of the detectors."""
+    detector = CenterFaceDetector(threads=args.threads, runtime=runtime)  # type: ignore[arg-type]
+    policy = SamplingPolicy.parse(f"uniform:{args.frames}")
+    return [extract_faces(file, detector, policy, crops={"model": cropper}, threads=args.threads) for file in files]
 
 
-def compare_models(args: argparse.Namespace, files: Sequence[Path]) -> None:
-    engines, trouble = {}, {}
-    for name, (engine, precision) in MODELS.items():
+def scores(engine: Engine, videos: Sequence[VideoFaces]) -> list[VideoScore]:
+    """Raw scores of videos."""
+    crops = [person.crops["model"] for faces in videos for person in faces.tracks]
+    logits = engine.run(np.concatenate(crops)).logits.astype(np.float64)
+    margins = iter(np.split(logits[:, 1] - logits[:, 0], np.cumsum([len(part) for part in crops])[:-1]))
+    return [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
+
+
+def compare(args: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Print both tables."""
+    engines: dict[str, Engine] = {}
+    trouble: dict[str, str] = {}
+    for name, (runtime, precision) in MODELS.items():
         try:
             options = {"device": "cpu", "precision": precision, "threads": args.threads, "batch_size": BATCH}
-            engines[name] = load_engine(args.model, engine=engine, **options)
+            engines[name] = load_engine(args.model, engine=runtime, **options)
         except FastdetectError as error:
             trouble[name] = str(error)
-    side = next(iter(engines.values())).image_size
-    crops = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), np.uint8)
-    cost = processor_ms({name: partial(e.run, crops) for name, e in engines.items()}, args.rounds)
-    found = {name: scores(args.model, *MODELS[name], files, args.frames) for name in engines}
-    reference = found["torch fp32"]
-    print("| model on | processor ms / face | largest difference of a score | videos over 0.02 |")
-    print("|---|---:|---:|---:|")
-    for name in MODELS:
-        if name in trouble:
-            print(f"| {name} | not here: {trouble[name]} | | |")
-            continue
-        off = np.array([abs(found[name][path] - reference[path]) for path in reference])
-        print(f"| {name} | {cost[name] / BATCH:.1f} | {off.max():.4f} | {(off > 0.02).sum()} of {len(off)} |")
-
-
-def compare_detectors(args: argparse.Namespace, files: Sequence[Path]) -> None:
-    detectors, trouble = {}, {}
+    first = engines["torch fp32"]
+    cropper = contract_crop(first.image_size, contract_margin(first))
+    found: dict[str, list[VideoFaces]] = {}
     for name in DETECTORS:
         try:
-            detectors[name] = CenterFaceDetector(threads=args.threads, runtime=name)
+            found[name] = extract(name, files, args, cropper)
         except FastdetectError as error:
             trouble[name] = str(error)
-    policy = SamplingPolicy.parse(f"uniform:{args.frames}")
-    frames = [frame.rgb for file in files for frame in decode(file, policy).frames]
-    boxes = {name: [_boxes(faces) for faces in d.detect(frames)] for name, d in detectors.items()}
-    cost = processor_ms({name: partial(d.detect, frames[:BATCH]) for name, d in detectors.items()}, args.rounds)
-    print("\n| detector on | processor ms / frame | found again | box sides differ by, median, 95 %, most |")
+    calibration = Calibration.from_config(first.info.calibration) if first.info.calibration else None
+    assert calibration is not None, "scores are compared after calibration; calibrate the model first"
+
+    def differences(name: str, detector: str) -> np.ndarray:
+        pairs = zip(reference, scores(engines[name], found[detector]), strict=True)
+        return np.array([
+            abs(calibration.probability(a.margin) - calibration.probability(b.margin))
+            for a, b in pairs if a.margin is not None and b.margin is not None
+        ])  # fmt: skip
+
+    reference = scores(first, found[DETECTORS[0]])
+    crops = np.random.default_rng(0).integers(0, 256, (BATCH, first.image_size, first.image_size, 3), np.uint8)
+    cost = processor_ms({name: partial(engine.run, crops) for name, engine in engines.items()}, args.rounds)
+    print("| model on | faces found on | processor ms / face | largest difference of a score | videos over 0.02 |")
+    print("|---|---|---:|---:|---:|")
+    for detector in found:
+        for name in engines if detector == DETECTORS[0] else [n for n in BOTH_ENDS if n in engines]:
+            off = differences(name, detector)
+            last = f"{off.max():.4f} | {(off > 0.02).sum()} of {len(off)} |"
+            print(f"| {name} | {detector} | {cost[name] / BATCH:.1f} | {last}", flush=True)
+    for name, why in trouble.items():
+        print(f"| {name} | | not here: {why} | | |")
+    compare_detectors(args, files, found)
+
+
+def compare_detectors(
+    args: argparse.Namespace, files: Sequence[Path], found: Mapping[str, Sequence[VideoFaces]]
+) -> None:
+    frames = [frame.rgb for frame in decode(files[0], SamplingPolicy.parse(f"uniform:{BATCH}")).frames]
+    boxes = {name: [box for faces in videos for box in _boxes(faces)] for name, videos in found.items()}
+    detectors = {name: CenterFaceDetector(threads=args.threads, runtime=name) for name in DETECTORS if name in found}
+    cost = processor_ms({name: partial(d.detect, frames) for name, d in detectors.items()}, args.rounds)
+    print(
+        "\n| detector on | processor ms / frame | found again | box edges differ by, of the side: median, 95 %, most |"
+    )
     print("|---|---:|---:|---|")
-    for name in DETECTORS:
-        if name in trouble:
-            print(f"| {name} | not here: {trouble[name]} | | |")
-            continue
+    for name in found:
         wanted = sum(len(b) for b in boxes[DETECTORS[0]])
         off = np.concatenate([_differences(a, b) for a, b in zip(boxes[DETECTORS[0]], boxes[name], strict=True)])
         far = ", ".join(f"{100 * q:.1f} %" for q in np.quantile(off, (0.5, 0.95, 1.0)))
-        print(f"| {name} | {cost[name] / BATCH:.1f} | {len(off)} of {wanted} | {far} |")
+        print(f"| {name} | {cost[name] / len(frames):.1f} | {len(off)} of {wanted} | {far} |")
 
 
-def _boxes(faces: Sequence[object]) -> torch.Tensor:
-    return torch.tensor([face.box for face in faces]).reshape(-1, 4)  # type: ignore[attr-defined]
+def _boxes(faces: VideoFaces) -> list[torch.Tensor]:
+    """Boxes [n, 4] of each frame."""
+    by_frame: list[list[tuple[float, ...]]] = [[] for _ in range(faces.frames_sampled)]
+    for person in faces.tracks:
+        for position, face in zip(person.frames, person.faces, strict=True):
+            by_frame[position].append(face.box)
+    return [torch.tensor(boxes).reshape(-1, 4) for boxes in by_frame]
 
 
 def _differences(wanted: torch.Tensor, got: torch.Tensor) -> np.ndarray:
@@ -130,8 +157,8 @@ def _differences(wanted: torch.Tensor, got: torch.Tensor) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with videos_real/ and videos_fake/")
-    parser.add_argument("--every", type=int, default=4, help="take every so manieth video")
-    parser.add_argument("--frames", type=int, default=4, help="of a video")
+    parser.add_argument("--every", type=int, default=1, help="take every so manieth video")
+    parser.add_argument("--frames", type=int, default=16, help="of a video")
     parser.add_argument("--model", default="fastdetect-small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -144,8 +171,7 @@ def main() -> None:
         parser.error(f"no videos below {args.data}/videos_real or videos_fake")
     print(f"{len(files)} videos, {args.frames} frames each; {args.threads} threads; {platform.machine()}, ", end="")
     print(f"{torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}\n")
-    compare_models(args, files)
-    compare_detectors(args, files)
+    compare(args, files)
 
 
 if __name__ == "__main__":
