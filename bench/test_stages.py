@@ -1,0 +1,65 @@
+"""The stages under pytest-benchmark, on tiny shapes: training steps, decoding, screening.
+
+python -m pytest bench/test_stages.py
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench.ops  # noqa: F401, the import registers them
+from bench import screening
+from bench.decode import Decode
+from bench.decode_many import DecodeMany
+from bench.registry import Op, Shape
+from bench.train import STEPS
+from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.screening.config import ScreenConfig
+from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.run import run_screening
+
+CPU = torch.device("cpu")
+CLIPS = Path(tempfile.gettempdir()) / f"fastdetect-bench-{os.getpid()}"
+STAGES: tuple[Op, ...] = (*STEPS, Decode(CLIPS), DecodeMany(CLIPS))
+CASES = [(op, shape) for op in STAGES for shape in op.shapes["tiny"]]
+PAIRS = [(op, shape, name) for op, shape in CASES for name in op.providers(shape, CPU)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clips() -> Iterator[None]:
+    CLIPS.mkdir()
+    yield
+    shutil.rmtree(CLIPS)
+
+
+@pytest.mark.parametrize(("op", "shape", "name"), PAIRS, ids=[f"{o.name}-{s}-{n}" for o, s, n in PAIRS])
+def test_stage(benchmark: Any, op: Op, shape: Shape, name: str) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    benchmark.group = f"{op.name} {shape}"
+    provider, inputs = op.providers(shape, CPU)[name], op.inputs(shape, CPU)
+    if provider.skip:
+        pytest.skip(provider.skip)
+    truth = (provider.truth or op.truth)(inputs)
+    assert op.error(provider.run(inputs), truth) <= provider.tolerance  # what is wrong is not timed
+    benchmark.pedantic(provider.run, args=(inputs,), rounds=5)
+
+
+@pytest.mark.parametrize("who", ["ours", *screening.usual_detectors()])
+def test_screening(benchmark: Any, tmp_path: Path, who: str) -> None:
+    benchmark.group = "screening, one clip, start-up included in ours"
+    files = screening.generate(tmp_path, 1, side=256, frames=25)
+    model = "fastdetect-small"
+    if who == "ours":
+        config = ScreenConfig.model_validate({"model": model, "media": False})
+        run = benchmark.pedantic(lambda: run_screening(expand_inputs(files), tmp_path / "out", config), rounds=1)
+        assert run.exit_code in (0, 1)
+        return
+    usual = screening.UsualPipeline(TwoBranchDetector.from_pretrained(model), screening.usual_detectors()[who])
+    assert benchmark.pedantic(usual.screen, args=(files[0],), rounds=1) is not None
