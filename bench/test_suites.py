@@ -1,6 +1,6 @@
-"""The stages under pytest-benchmark, on tiny shapes: training steps, decoding, screening.
+"""Ops and stages under pytest-benchmark: `python -m pytest bench`; FASTDETECT_BENCH_SHAPES=cpu or cuda for the ops.
 
-python -m pytest bench/test_stages.py
+The stages (training steps, decoding, screening) take tiny shapes on the CPU.
 """
 
 import os
@@ -17,7 +17,7 @@ import bench.ops  # noqa: F401, the import registers them
 from bench import screening
 from bench.decode import Decode
 from bench.decode_many import DecodeMany
-from bench.registry import Op, Shape
+from bench.registry import OPS, Op, Shape
 from bench.train import STEPS
 from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.screening.config import ScreenConfig
@@ -25,10 +25,13 @@ from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.run import run_screening
 
 CPU = torch.device("cpu")
+SHAPES = os.environ.get("FASTDETECT_BENCH_SHAPES", "tiny")
+DEVICE = torch.device("cuda") if SHAPES == "cuda" else CPU
 CLIPS = Path(tempfile.gettempdir()) / f"fastdetect-bench-{os.getpid()}"
 STAGES: tuple[Op, ...] = (*STEPS, Decode(CLIPS), DecodeMany(CLIPS))
-CASES = [(op, shape) for op in STAGES for shape in op.shapes["tiny"]]
-PAIRS = [(op, shape, name) for op, shape in CASES for name in op.providers(shape, CPU)]
+CASES = [(op, shape, DEVICE) for op in OPS.values() for shape in op.shapes.get(SHAPES, ())]
+CASES += [(op, shape, CPU) for op in STAGES for shape in op.shapes["tiny"]]
+PAIRS = [(op, shape, device, name) for op, shape, device in CASES for name in op.providers(shape, device)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,17 +41,25 @@ def clips() -> Iterator[None]:
     shutil.rmtree(CLIPS)
 
 
-@pytest.mark.parametrize(("op", "shape", "name"), PAIRS, ids=[f"{o.name}-{s}-{n}" for o, s, n in PAIRS])
-def test_stage(benchmark: Any, op: Op, shape: Shape, name: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "shape", "device", "name"), PAIRS, ids=[f"{op.name}-{shape}-{name}" for op, shape, _, name in PAIRS]
+)
+def test_op(benchmark: Any, op: Op, shape: Shape, device: torch.device, name: str) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     benchmark.group = f"{op.name} {shape}"
-    provider, inputs = op.providers(shape, CPU)[name], op.inputs(shape, CPU)
+    provider, inputs = op.providers(shape, device)[name], op.inputs(shape, device)
     if provider.skip:
         pytest.skip(provider.skip)
-    truth = (provider.truth or op.truth)(inputs)
-    assert op.error(provider.run(inputs), truth) <= provider.tolerance  # what is wrong is not timed
-    benchmark.pedantic(provider.run, args=(inputs,), rounds=5)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        outputs = provider.run(inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return outputs
+
+    assert op.error(run(), (provider.truth or op.truth)(inputs)) <= provider.tolerance  # what is wrong is not timed
+    benchmark(run)
 
 
 @pytest.mark.parametrize("who", ["ours", *screening.usual_detectors()])
