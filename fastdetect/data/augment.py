@@ -18,13 +18,16 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
     Returns:
         The same shape; noise is drawn once per face too, so a real and its fake differ by the forgery alone.
     """
-    group, batch, _, size, _ = pairs.shape
-    x = pairs.flatten(0, 1)
+    group, batch = pairs.shape[:2]
+    x = pairs.flatten(0, 1).clone()
 
     def apply(p: float, change: Callable[..., Tensor], *parameters: Tensor) -> None:
-        nonlocal x
         chosen = dice.chance(p).repeat(group)
-        x = filters.apply_to(chosen, x, change, *(v.repeat(group, *[1] * (v.dim() - 1)) for v in parameters))
+        filters.apply_to_(x, chosen, change, *(v.repeat(group, *[1] * (v.dim() - 1)) for v in parameters))
+
+    def grain(images: Tensor, amount: Tensor) -> Tensor:  # the same for all pictures of a face
+        noise = torch.randn(len(images) // group, *images.shape[1:], generator=dice.generator, device=images.device)
+        return filters.add_noise(images, noise.repeat(group, 1, 1, 1), amount)
 
     grey = dice.chance(0.05)
     apply(
@@ -39,7 +42,6 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
     blurred = torch.where(dice.chance(0.3), dice.uniform(0.2, 1.5), torch.zeros(batch, device=pairs.device))
     apply(0.55, filters.blur_resample, torch.exp(dice.uniform(0.0, 1.1)), blurred)
     apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))
-    grain = torch.randn(batch, 3, size, size, generator=dice.generator, device=pairs.device)
-    apply(0.25, filters.add_noise, grain, dice.uniform(0.0, 0.04))
+    apply(0.25, grain, dice.uniform(0.0, 0.04))
     apply(0.6, filters.jpeg, dice.uniform(30, 95).round())
     return x.reshape(pairs.shape)

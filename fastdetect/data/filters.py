@@ -5,6 +5,7 @@ All take images [B,C,S,S] in [0,1], square, on any device, and parameters [B]; n
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,15 @@ _CHROMA[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56,
 _TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
-def apply_to(chosen: Tensor, images: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Return `images` with `change(images, *parameters)` done to the samples where `chosen` [B] is true.
+def apply_to_(images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Do `change(images, *parameters)` to the samples where `chosen` [B] is true, in place; returns `images`.
 
     Only those are computed: most changes of an augmentation touch a third of a batch.
     """
     rows = torch.nonzero(chosen).flatten()
-    if not len(rows):
-        return images
-    return images.index_copy(0, rows, change(images[rows], *(p[rows] for p in parameters)))
+    if len(rows):
+        images.index_copy_(0, rows, change(images[rows], *(p[rows] for p in parameters)))
+    return images
 
 
 def blur_resample(images: Tensor, zoom: Tensor, sigma: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def blur_resample(images: Tensor, zoom: Tensor, sigma: Tensor) -> Tensor:
 
 def add_noise(images: Tensor, noise: Tensor, amount: Tensor) -> Tensor:
     """Add `amount` [B] times `noise` of the images' shape."""
-    return (images + amount[:, None, None, None] * noise).clamp(0, 1)
+    return torch.addcmul(images, amount[:, None, None, None], noise).clamp_(0, 1)
 
 
 def separable(images: Tensor, matrices: Tensor) -> Tensor:
@@ -84,13 +85,13 @@ def upsampled(images: Tensor, factor: Tensor, ripple: Tensor) -> Tensor:
     size = images.shape[-1]
     matrices = resample_matrix(factor, size)
     sign = 1 - 2 * (torch.arange(size, device=images.device) % 2).to(images.dtype)
-    return separable(images, matrices * (1 + ripple[:, None, None] * sign[:, None])).clamp(0, 1)
+    return separable(images, matrices * (1 + ripple[:, None, None] * sign[:, None])).clamp_(0, 1)
 
 
 def sharpen(images: Tensor, amount: Tensor, sigma: Tensor) -> Tensor:
     """Unsharp mask: adds `amount` times what a blur of `sigma` takes away."""
     blurred = separable(images, blur_matrix(sigma, images.shape[-1]))
-    return (images + amount[:, None, None, None] * (images - blurred)).clamp(0, 1)
+    return torch.lerp(blurred, images, 1 + amount[:, None, None, None]).clamp_(0, 1)
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     S must be a multiple of 16. Chroma is averaged 2x2 before and interpolated after, as libjpeg does.
     """
     batch = len(images)
-    ycc = torch.einsum("ij,bjhw->bihw", _TO_YCC.to(images), images) * 255
+    ycc = _mix(_TO_YCC.to(images) * 255, images)
     ycc[:, 0] -= 128
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None, None, None]
     k = torch.arange(8, device=images.device, dtype=images.dtype)
@@ -111,30 +112,51 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
         steps = ((table.to(images) * scale + 50) / 100).floor().clamp(1, 255)
         blocks = plane.reshape(batch, channels, side // 8, 8, side // 8, 8).transpose(3, 4)
         coefficients = dct @ blocks @ dct.T
-        coefficients = (coefficients / steps).round() * steps
+        coefficients.div_(steps).round_().mul_(steps)
         return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(plane.shape)
 
     luma = quantise(ycc[:, :1], _LUMA) + 128
-    chroma = quantise(F.avg_pool2d(ycc[:, 1:], 2), _CHROMA)
-    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    half, double = (m.to(images) for m in _halving(images.shape[-1]))
+    chroma = double @ quantise(half @ ycc[:, 1:] @ half.mT, _CHROMA) @ double.mT
     both = torch.cat([luma, chroma], 1)
     to_rgb = torch.linalg.inv(_TO_YCC.double()).to(images)
-    return (torch.einsum("ij,bjhw->bihw", to_rgb, both) / 255).clamp(0, 1)
+    return _mix(to_rgb / 255, both).clamp_(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _halving(size: int) -> tuple[Tensor, Tensor]:
+    """[size/2,size], means of two neighbours, and [size,size/2], linear interpolation back."""
+    mean = torch.eye(size // 2).repeat_interleave(2, 1) / 2
+    unit = torch.eye(size // 2)[None]
+    return mean, F.interpolate(unit, size, mode="linear", align_corners=False)[0].mT.contiguous()
+
+
+def _mix(matrix: Tensor, images: Tensor) -> Tensor:
+    """Apply a matrix [3,3] to the channels."""
+    return (matrix @ images.flatten(2)).reshape(images.shape)
 
 
 def colour(images: Tensor, gain: Tensor, offset: Tensor, gamma: Tensor, saturation: Tensor) -> Tensor:
     """Scale [B,3] and shift [B,3] each channel, then gamma [B] and saturation [B] (1 = none)."""
     grey = images.mean(1, keepdim=True)
-    x = grey + saturation[:, None, None, None] * (images - grey)
-    x = x * gain[:, :, None, None] + offset[:, :, None, None]
-    return x.clamp(1e-4, 1) ** gamma[:, None, None, None]
+    x = torch.lerp(grey, images, saturation[:, None, None, None])
+    x = torch.addcmul(offset[:, :, None, None], x, gain[:, :, None, None])
+    # a power, four times as fast
+    return x.clamp_(1e-4, 1).log_().mul_(gamma[:, None, None, None]).exp_()
 
 
 def smooth_field(shape: tuple[int, ...], cells: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Return smooth noise [*shape] of unit variance at its `cells` x `cells` nodes, bicubic between them."""
     batch, channels, height, width = shape
     nodes = torch.randn(batch, channels, cells, cells, generator=generator, device=device)
-    return F.interpolate(nodes, (height, width), mode="bicubic", align_corners=False)
+    return _bicubic(cells, height).to(device) @ nodes @ _bicubic(cells, width).to(device).mT
+
+
+@lru_cache(maxsize=32)
+def _bicubic(cells: int, size: int) -> Tensor:
+    """[size,cells]: what bicubic interpolation makes of `cells` numbers; as a product it is ten times as fast."""
+    unit = torch.eye(cells)[None, None]
+    return F.interpolate(unit, (size, cells), mode="bicubic", align_corners=False)[0, 0]
 
 
 def sample(images: Tensor, maps: Tensor, size: int, flow: Tensor | None = None) -> Tensor:
@@ -144,13 +166,10 @@ def sample(images: Tensor, maps: Tensor, size: int, flow: Tensor | None = None) 
         size: side of the result.
         flow: [B,2,size,size] pixels of the input added to where each output pixel reads, (x, y).
     """
-    height, width = images.shape[-2:]
-    axis = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    points = torch.stack([x.flatten(), y.flatten()], 1)  # [size * size, 2]
-    read = points @ maps[:, :, :2].mT + maps[:, None, :, 2]
-    read = read.reshape(len(images), size, size, 2)
+    extent = torch.tensor(images.shape[:-3:-1], device=images.device, dtype=images.dtype)  # width, height
+    linear = maps[:, :, :2] * size / extent[:, None]
+    offset = (maps[:, :, :2].sum(2) * size / 2 + maps[:, :, 2]) * 2 / extent - 1
+    grid = F.affine_grid(torch.cat([linear, offset[..., None]], 2), [len(images), 1, size, size], align_corners=False)
     if flow is not None:
-        read = read + flow.permute(0, 2, 3, 1)
-    grid = read / torch.tensor([width, height], device=images.device, dtype=images.dtype) * 2 - 1
+        grid = grid + flow.permute(0, 2, 3, 1) * (2 / extent)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

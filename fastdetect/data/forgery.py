@@ -47,6 +47,11 @@ class ForgeryConfig:
         if min(self.kinds) < 0 or min(self.regions) < 0 or not 0 <= self.difficulty <= 1:
             raise UsageError(f"weights must not be negative and difficulty lie in [0, 1], got {self}")
 
+    def draw(self, dice: "Dice", *, redraws: bool) -> Tensor:
+        """Draw a batch's kinds int64 [B], indices into `KINDS`; without `redraws` none is "regenerated"."""
+        kind = dice.choice(self.kinds)
+        return kind if redraws else torch.where(kind == KINDS.index("regenerated"), torch.zeros_like(kind), kind)
+
 
 @dataclass
 class Forged:
@@ -86,6 +91,15 @@ class Dice:
         table = torch.tensor(weights, device=self.device)
         return torch.multinomial(table, self.batch, replacement=True, generator=self.generator)
 
+    def grainy(self, images: Tensor, amount: Tensor) -> Tensor:
+        """Add `amount` [N] of white noise to images [N,C,S,S]."""
+        noise = torch.randn(images.shape, generator=self.generator, device=self.device)
+        return filters.add_noise(images, noise, amount)
+
+    def part(self, rows: Tensor) -> "Dice":
+        """Dice for some samples of the batch."""
+        return Dice(len(rows), self.generator, self.device)
+
 
 def face_masks(landmarks: Tensor, region: Tensor, size: int, dice: Dice) -> Tensor:
     """Return soft masks [B,1,size,size] of each sample's region, randomly deformed and feathered.
@@ -98,13 +112,16 @@ def face_masks(landmarks: Tensor, region: Tensor, size: int, dice: Dice) -> Tens
     scale = _MASK_SIZE / size
     unit = (shape[:, 8] - shape[:, 27]).norm(dim=1)  # about the distance from the eyes to the chin
     shape = shape + dice.normal(0.03, 68, 2) * unit[:, None, None]
-    masks = torch.zeros(len(landmarks), 1, _MASK_SIZE, _MASK_SIZE, device=landmarks.device)
-    for index, name in enumerate(REGIONS[:-1]):
-        drawn = torch.stack([rasterize(p, _MASK_SIZE, scale) for p in region_polygons(shape, name)]).amax(0)
-        masks = torch.where((region == index)[:, None, None, None], drawn, masks)
-    field = filters.smooth_field((len(landmarks), 1, _MASK_SIZE, _MASK_SIZE), 5, dice.generator, dice.device)
-    inside = rasterize(region_polygons(shape, "forehead")[0], _MASK_SIZE, scale)
-    masks = torch.where((region == REGIONS.index("blob"))[:, None, None, None], (field > 0.3) * inside, masks)
+    masks = torch.empty(len(landmarks), 1, _MASK_SIZE, _MASK_SIZE, device=landmarks.device)
+    for index, name in enumerate(REGIONS):
+        rows = torch.nonzero(region == index).flatten()
+        if not len(rows):
+            continue
+        polygons = region_polygons(shape[rows], "forehead" if name == "blob" else name)
+        drawn = torch.stack([rasterize(p, _MASK_SIZE, scale) for p in polygons]).amax(0)
+        if name == "blob":
+            drawn *= filters.smooth_field(tuple(drawn.shape), 5, dice.generator, dice.device) > 0.3
+        masks.index_copy_(0, rows, drawn)
     # elastic deformation, then a feather of random width, narrower for small regions
     identity = torch.eye(2, 3, device=landmarks.device).expand(len(landmarks), -1, -1)
     flow = filters.smooth_field((len(landmarks), 2, _MASK_SIZE, _MASK_SIZE), 4, dice.generator, dice.device)
@@ -139,22 +156,19 @@ def mismatch(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
     strength = least + (1 - least) * dice.uniform(0, 1)
     zoom = torch.where(dice.chance(0.55), 1 + strength * dice.uniform(0.2, 2.2), torch.ones_like(strength))
     sigma = torch.where(dice.chance(0.25), strength * dice.uniform(0.3, 1.8), torch.zeros_like(strength))
-    x = filters.apply_to((zoom > 1) | (sigma > 0), images, filters.blur_resample, zoom, sigma)
-    x = filters.apply_to(
-        dice.chance(0.3), x, filters.sharpen, strength * dice.uniform(0.3, 1.8), dice.uniform(0.7, 2.0)
-    )
-    x = filters.apply_to(
-        dice.chance(0.7),
+    x = filters.apply_to_(images.clone(), (zoom > 1) | (sigma > 0), filters.blur_resample, zoom, sigma)
+    filters.apply_to_(x, dice.chance(0.3), filters.sharpen, strength * dice.uniform(0.3, 1.8), dice.uniform(0.7, 2.0))
+    filters.apply_to_(
         x,
+        dice.chance(0.7),
         filters.colour,
         1 + strength[:, None] * dice.uniform(-0.16, 0.16, 3),
         strength[:, None] * dice.uniform(-0.08, 0.08, 3),
         torch.exp(strength * dice.uniform(-0.25, 0.25)),
         1 + strength * dice.uniform(-0.4, 0.4),
     )
-    grain = torch.randn(x.shape, generator=dice.generator, device=x.device)
-    x = filters.apply_to(dice.chance(0.25), x, filters.add_noise, grain, strength * dice.uniform(0.0, 0.04))
-    return filters.apply_to(dice.chance(0.3), x, filters.jpeg, dice.uniform(25, 90).round())
+    filters.apply_to_(x, dice.chance(0.25), dice.grainy, strength * dice.uniform(0.0, 0.04))
+    return filters.apply_to_(x, dice.chance(0.3), filters.jpeg, dice.uniform(25, 90).round())
 
 
 def resynthesis(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
@@ -167,12 +181,12 @@ def resynthesis(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
     flow = flow * (strength * dice.uniform(0, 0.03 * size) * dice.chance(0.6))[:, None, None, None]
     x = filters.sample(images, same, size, flow)
     smoothing = dice.chance(0.7)
-    x = filters.apply_to(smoothing, x, filters.smooth, dice.uniform(1.0, 3.0), strength * dice.uniform(0.02, 0.1))
+    filters.apply_to_(x, smoothing, filters.smooth, dice.uniform(1.0, 3.0), strength * dice.uniform(0.02, 0.1))
     grown = dice.chance(0.6) | ~smoothing
     ripple = torch.where(dice.chance(0.5), strength * dice.uniform(0.0, 0.04), torch.zeros_like(strength))
-    x = filters.apply_to(grown, x, filters.upsampled, 1 + strength * dice.uniform(0.2, 1.5), ripple)
-    return filters.apply_to(
-        dice.chance(0.4), x, filters.sharpen, strength * dice.uniform(0.3, 1.5), dice.uniform(0.7, 2.0)
+    filters.apply_to_(x, grown, filters.upsampled, 1 + strength * dice.uniform(0.2, 1.5), ripple)
+    return filters.apply_to_(
+        x, dice.chance(0.4), filters.sharpen, strength * dice.uniform(0.3, 1.5), dice.uniform(0.7, 2.0)
     )
 
 
@@ -196,6 +210,7 @@ def forge(
     config: ForgeryConfig,
     generator: torch.Generator,
     redraw: Callable[[Tensor], Tensor] | None = None,
+    kind: Tensor | None = None,
     drawn: Tensor | None = None,
 ) -> Forged:
     """Make one fake of every real face.
@@ -203,12 +218,14 @@ def forge(
     Args:
         images: reals [B,3,S,S] float in [0,1], S a multiple of 16.
         landmarks: [B,5,2] in their pixels.
-        donors: [B,3,T,T], another person's face for each; donor_landmarks: [B,5,2] in its pixels.
+        donors: [B,3,T,T], another person's face for each; donor_landmarks: [B,5,2] in its pixels. With `kind`: one for
+            each swap in it, in order.
         config: kinds, regions and difficulty.
         generator: on the images' device; the same state gives the same fakes.
         redraw: images [N,3,S,S] -> the same faces drawn again by a model.
-        drawn: [B,3,S,S], the same pictures as networks drew them, see `neural_redraw`; NaN where there is none. Four in
-            five fakes of the kind "resynthesis" are made of them where they exist.
+        kind: int64 [B], what `config.draw` gave; None: drawn here.
+        drawn: [R,3,S,S], the R faces whose `kind` is "resynthesis" as networks drew them, see `neural_redraw`; NaN
+            where there is none. Four in five of them are used.
     Raises:
         ShapeError: shapes do not fit.
     """
@@ -219,94 +236,130 @@ def forge(
             "wanted [B,3,S,S] with S % 16 == 0 and [B,5,2]"
         )
     dice = Dice(batch, generator, images.device)
-    kind, region = dice.choice(config.kinds), dice.choice(config.regions)
-    if redraw is None:
-        kind = torch.where(kind == KINDS.index("regenerated"), torch.zeros_like(kind), kind)
-    # where the pasted face comes from, already in the target's pixels
-    swap = (kind == KINDS.index("swap"))[:, None, None]
-    same = torch.eye(2, 3, device=images.device).expand(batch, -1, -1)
-    moved = _jittered(same, size, dice.uniform(0, 1) * dice.chance(0.8), dice)
-    flow = filters.smooth_field((batch, 2, size, size), 4, generator, images.device)
-    flow = flow * (dice.uniform(0, 0.02 * size) * dice.chance(0.6))[:, None, None, None]
-    source = filters.sample(images, moved, size, flow)
-    if swap.any():
-        onto = affine_between(landmarks, donor_landmarks)
-        source = torch.where(swap[..., None], filters.sample(donors, onto, size, flow), source)
-    if redraw is not None:
-        chosen = torch.nonzero(kind == KINDS.index("regenerated")).flatten()
-        if len(chosen):
-            source = source.index_copy(0, chosen, redraw(images[chosen]).to(source.dtype).clamp(0, 1))
+    own_kind = kind is None
+    if kind is None:
+        kind = config.draw(dice, redraws=redraw is not None)
+    blends, swaps, redrawn, whole = (torch.nonzero(kind == i).flatten() for i in range(len(KINDS)))
+    if own_kind and len(donors) == len(donor_landmarks) == batch:
+        donors, donor_landmarks = donors[swaps], donor_landmarks[swaps]
+    if len(donors) != len(swaps) or len(donor_landmarks) != len(swaps):
+        raise ShapeError(
+            f"donors {list(donors.shape)} and their landmarks {list(donor_landmarks.shape)}; wanted one for each of "
+            + (f"{batch} faces" if own_kind else f"{len(swaps)} swaps")
+        )
+    region = dice.choice(config.regions)
     masks = face_masks(landmarks, region, size, dice)
-    fit = torch.where(swap.flatten(), dice.uniform(0.4, 1.0), dice.uniform(0.0, 0.6))
-    source = match_colour(source, images, masks, fit).clamp(0, 1)
-    # a donor or a redrawn face is a mismatch in itself; half of them get no other
-    altered = mismatch(source, config.difficulty, dice)
-    plain = (kind != 0) & dice.chance(0.5 * config.difficulty)
-    source = torch.where(plain[:, None, None, None], source, altered)
-    # some self-blends paste the untouched face onto the changed one instead
-    inverted = ((kind == 0) & dice.chance(0.3))[:, None, None, None]
+    # what is pasted, already in the target's pixels
+    source = images.clone()
+    if len(blends):
+        own = dice.part(blends)
+        same = torch.eye(2, 3, device=images.device).expand(len(blends), -1, -1)
+        moved = _jittered(same, size, own.uniform(0, 1) * own.chance(0.8), own)
+        source.index_copy_(0, blends, filters.sample(images[blends], moved, size, _bent(size, own)))
+    if len(swaps):
+        onto = affine_between(landmarks[swaps], donor_landmarks)
+        source.index_copy_(0, swaps, filters.sample(donors, onto, size, _bent(size, dice.part(swaps))))
+    if len(redrawn):
+        if redraw is None:
+            raise UsageError('fakes of the kind "regenerated" need `redraw`, a model that draws faces again')
+        source.index_copy_(0, redrawn, redraw(images[redrawn]).to(source.dtype).clamp(0, 1))
+    pasted = torch.nonzero(kind != KINDS.index("resynthesis")).flatten()
+    if len(pasted):
+        own, is_swap = dice.part(pasted), kind[pasted] == KINDS.index("swap")
+        fit = torch.where(is_swap, own.uniform(0.4, 1.0), own.uniform(0.0, 0.6))
+        fitted = match_colour(source[pasted], images[pasted], masks[pasted], fit).clamp_(0, 1)
+        # a donor or a redrawn face is a mismatch in itself; half of them get no other
+        altered = torch.nonzero((kind[pasted] == 0) | own.chance(1 - 0.5 * config.difficulty)).flatten()
+        fitted.index_copy_(0, altered, mismatch(fitted[altered], config.difficulty, dice.part(altered)))
+        source.index_copy_(0, pasted, fitted)
     opacity = torch.where(
         dice.chance(0.5 * config.difficulty), dice.uniform(0.4, 1.0), torch.ones(batch, device=images.device)
     )
     masks = masks * opacity[:, None, None, None]
-    whole = torch.nonzero(kind == KINDS.index("resynthesis")).flatten()
     if len(whole):  # most of them whole, the others inside their region
-        rest = Dice(len(whole), generator, images.device)
-        made = resynthesis(images[whole], config.difficulty, rest)
-        if drawn is not None:
-            pictures = drawn[whole]
-            taken = rest.chance(0.8) & ~pictures.isnan().flatten(1).any(1)
-            made = torch.where(taken[:, None, None, None], pictures, made)
-        source = source.index_copy(0, whole, made.to(source.dtype))
-        everywhere = rest.chance(0.6)[:, None, None, None]
-        masks = masks.index_copy(0, whole, torch.where(everywhere, torch.ones_like(masks[whole]), masks[whole]))
-    front, back = torch.where(inverted, images, source), torch.where(inverted, source, images)
+        own = dice.part(whole)
+        made = torch.empty_like(images[whole]) if drawn is None else drawn.to(images.dtype).clone()
+        taken = own.chance(0.8)
+        taken = taken & ~made.flatten(1).isnan().any(1) if drawn is not None else torch.zeros_like(taken)
+        rest = torch.nonzero(~taken).flatten()
+        if len(rest):
+            made.index_copy_(0, rest, resynthesis(images[whole[rest]], config.difficulty, dice.part(rest)))
+        source.index_copy_(0, whole, made)
+        everywhere = own.chance(0.6)[:, None, None, None]
+        masks.index_copy_(0, whole, torch.where(everywhere, torch.ones_like(masks[whole]), masks[whole]))
+    # some self-blends paste the untouched face onto the changed one instead
+    inverted = ((kind == 0) & dice.chance(0.3))[:, None, None, None]
     changed = torch.where(inverted, 1 - masks, masks)
-    return Forged(torch.lerp(back, front, masks), masks, changed, kind, region)
+    return Forged(torch.lerp(images, source, changed), masks, changed, kind, region)
 
 
-def choose_donors(landmarks: Tensor, identity: Tensor, generator: torch.Generator, *, among: int = 16) -> Tensor:
-    """Return for each face the index [N] of one of another person that stands alike, out of `among` random ones.
+def _bent(size: int, dice: Dice) -> Tensor:
+    """Return smooth small displacements [B,2,size,size] in pixels, none for some."""
+    flow = filters.smooth_field((dice.batch, 2, size, size), 4, dice.generator, dice.device)
+    return flow.mul_((dice.uniform(0, 0.02 * size) * dice.chance(0.6))[:, None, None, None])
+
+
+def choose_donors(
+    landmarks: Tensor, identity: Tensor, generator: torch.Generator, *, of: int | None = None, among: int = 16
+) -> Tensor:
+    """Return for each of the first `of` faces the index [of] of one of another person that stands alike, out of
+    `among` random ones.
 
     Faces of a set with one identity get themselves; `forge` then pastes a face onto itself.
 
     Args:
         landmarks: [N,5,2], aligned crops' pixels; identity: int64 [N].
+        of: None: of all N.
     """
-    count = len(landmarks)
-    candidates = torch.randint(0, count, (count, among), generator=generator, device=landmarks.device)
+    count, of = len(landmarks), len(landmarks) if of is None else of
+    candidates = torch.randint(0, count, (of, among), generator=generator, device=landmarks.device)
     flat = landmarks.reshape(count, -1)
     flat = flat - flat.mean(1, keepdim=True)
-    distance = (flat[candidates] - flat[:, None]).square().sum(2)
-    distance = torch.where(identity[candidates] == identity[:, None], torch.inf, distance)
+    distance = (flat[candidates] - flat[:of, None]).square().sum(2)
+    distance = torch.where(identity[candidates] == identity[:of, None], torch.inf, distance)
     best = candidates.gather(1, distance.argmin(1, keepdim=True)).flatten()
     alone = torch.isinf(distance.amin(1))
-    return torch.where(alone, torch.arange(count, device=landmarks.device), best)
+    return torch.where(alone, torch.arange(of, device=landmarks.device), best)
 
 
-def crop_pack(
-    images: Tensor, landmarks: Tensor, size: int, pack_scale: float, dice: Dice, *, jitter: bool
+def crop_maps(
+    landmarks: Tensor, side: int, size: int, pack_scale: float, dice: Dice, *, jitter: bool
 ) -> tuple[Tensor, Tensor]:
-    """Cut model crops out of packed faces, with the shifts, turns, scales and flips of training where `jitter`.
+    """Say where model crops lie in packed faces, with the shifts, turns, scales and flips of training where `jitter`.
 
     Args:
-        images: [B,3,T,T] of a face pack; landmarks: [B,5,2] in its pixels.
-        size: side of the crops; pack_scale: side of the model's square as a share of T.
+        landmarks: [B,5,2] in pixels of the packed pictures; side: of these.
+        size: side of the crops; pack_scale: side of the model's square as a share of `side`.
     Returns:
-        Crops [B,3,size,size] and landmarks [B,5,2] in their pixels, in the detector's order.
+        Affine maps [B,2,3] from the crops' pixels to the pack's, for `filters.sample`; landmarks [B,5,2] in the crops'
+        pixels, in the detector's order.
     """
-    batch, side = len(images), images.shape[-1]
-    amount = torch.full((batch,), 1.0 if jitter else 0.0, device=images.device)
+    batch = len(landmarks)
+    amount = torch.full((batch,), 1.0 if jitter else 0.0, device=landmarks.device)
     zoom = torch.exp(amount * dice.uniform(-0.12, 0.12)) * pack_scale * side / size
     angle = amount * dice.normal(0.07)
     flip = torch.where(dice.chance(0.5) & (amount > 0), -1.0, 1.0)
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     linear = torch.stack([torch.stack([cos * flip, -sin], 1), torch.stack([sin * flip, cos], 1)], 1)
-    centre = torch.full((batch, 2, 1), size / 2, device=images.device)
+    centre = torch.full((batch, 2, 1), size / 2, device=landmarks.device)
     middle = side / 2 + amount[:, None] * dice.normal(0.025 * side, 2)
     maps = torch.cat([linear, middle[..., None] - linear @ centre], 2)
     inverse = torch.linalg.inv(linear)
     back = torch.cat([inverse, -inverse @ maps[:, :, 2:]], 2)
     points = transform_points(back, landmarks)
     mirrored = points[:, [1, 0, 2, 4, 3]]
-    return filters.sample(images, maps, size), torch.where((flip < 0)[:, None, None], mirrored, points)
+    return maps, torch.where((flip < 0)[:, None, None], mirrored, points)
+
+
+def crop_pack(
+    images: Tensor, landmarks: Tensor, size: int, pack_scale: float, dice: Dice, *, jitter: bool
+) -> tuple[Tensor, Tensor]:
+    """Cut model crops out of packed faces, see `crop_maps`.
+
+    Args:
+        images: [B,3,T,T] of a face pack; the others: see `crop_maps`.
+    Returns:
+        Crops [B,3,size,size] and landmarks [B,5,2] in their pixels, in the detector's order.
+    """
+    maps, points = crop_maps(landmarks, images.shape[-1], size, pack_scale, dice, jitter=jitter)
+    return filters.sample(images, maps, size), points

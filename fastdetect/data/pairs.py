@@ -1,17 +1,20 @@
 """Endless batches of real faces, each beside a fresh fake made from it [METHODS 2.1's paired groups of two]."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from fastdetect.data import filters
 from fastdetect.data.augment import degrade
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
-from fastdetect.data.forgery import Dice, ForgeryConfig, choose_donors, crop_pack, forge
+from fastdetect.data.forgery import KINDS, Dice, ForgeryConfig, choose_donors, crop_maps, forge
 from fastdetect.errors import UsageError
 from fastdetect.faces.crop import MARGIN
 
@@ -34,12 +37,22 @@ class Pictures:
     Args:
         images: uint8 [N,T,T,3]; rows: those that are asked for.
         device: of the batches.
-        resident: whether they are kept there; None: on a GPU, where they take at most 40 % of what is free.
+        side: pixels that they are shrunk to (area), in memory; None or T: as they are.
+        resident: whether they are kept on the device; None: on a GPU, where they take at most 40 % of what is free.
     """
 
     def __init__(
-        self, images: np.ndarray, rows: np.ndarray, device: torch.device, *, resident: bool | None = None
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        device: torch.device,
+        *,
+        side: int | None = None,
+        resident: bool | None = None,
     ) -> None:
+        if side is not None and side != images.shape[1]:
+            images = np.stack([cv2.resize(images[i], (side, side), interpolation=cv2.INTER_AREA) for i in rows])
+            rows = np.arange(len(rows))
         self.images, self.rows, self.device = images, rows, device
         if resident is None:
             size = len(rows) * int(np.prod(images.shape[1:]))
@@ -51,8 +64,17 @@ class Pictures:
         if self.kept is not None:
             pictures = self.kept[torch.from_numpy(chosen).to(self.device)]
         else:
-            pictures = torch.from_numpy(np.stack([self.images[i] for i in self.rows[chosen]])).to(self.device)
-        return pictures.permute(0, 3, 1, 2).float() / 255
+            pictures = torch.from_numpy(self.images[self.rows[chosen]]).to(self.device)
+        return pictures.permute(0, 3, 1, 2).float().mul_(1 / 255)
+
+
+def pack_side(side: int, size: int) -> int:
+    """Return the side to which packed pictures of `side` pixels are shrunk for crops of `size`.
+
+    They keep a sixth more pixels than the crops have: reading between them neither aliases nor costs what is not seen.
+    """
+    enough = math.ceil(size * PACK_MARGIN / MARGIN * 7 / 6)
+    return enough if enough < 0.9 * side else side
 
 
 class PairSource:
@@ -88,9 +110,16 @@ class PairSource:
         self.pack, self.size, self.device = pack, size, torch.device(device)
         self.redraw, self.jitter, self.degraded = redraw, jitter, degraded
         self.rows = pack.where(split)
-        self.pictures = Pictures(pack.images, self.rows, self.device)
-        self.redrawn_of = pack.redrawn_of
-        self.landmarks = torch.from_numpy(pack.landmarks[self.rows])
+        self.side = pack_side(pack.images.shape[1], size)
+        self.pictures = Pictures(pack.images, self.rows, self.device, side=self.side)
+        self.drawn, self.drawn_of = None, None
+        if pack.redrawn is not None and pack.redrawn_of is not None:
+            of = pack.redrawn_of[self.rows]
+            own = np.flatnonzero(of >= 0)
+            self.drawn = Pictures(pack.redrawn, of[own], self.device, side=self.side)
+            self.drawn_of = np.full(len(of), -1)
+            self.drawn_of[own] = np.arange(len(own))
+        self.landmarks = torch.from_numpy(pack.landmarks[self.rows]) * (self.side / pack.images.shape[1])
         self.identity = torch.from_numpy(pack.identity[self.rows])
         order = np.argsort(pack.identity[self.rows], kind="stable")
         _, starts = np.unique(pack.identity[self.rows][order], return_index=True)
@@ -113,40 +142,41 @@ class PairSource:
             raise UsageError(f"shares: got {shares}; wanted one weight above 0 at least")
         return weights / weights.sum()
 
-    def _drawn(self, chosen: np.ndarray) -> Tensor:
-        """The chosen faces [B,3,T,T] as networks drew them, NaN where there is none."""
-        images, index = self.pack.redrawn, self.redrawn_of
-        assert images is not None
-        assert index is not None
-        rows = index[self.rows[chosen]]
-        pictures = torch.full((len(rows), 3, *images.shape[1:3]), torch.nan)
-        for i in np.flatnonzero(rows >= 0):
-            pictures[i] = torch.from_numpy(np.array(images[rows[i]])).permute(2, 0, 1).float() / 255
-        return pictures.to(self.device)
+    def _drawn(self, chosen: np.ndarray, maps: Tensor) -> Tensor | None:
+        """Crops [R,3,S,S] of the chosen faces [R] as networks drew them, NaN where there is none."""
+        if self.drawn is None or self.drawn_of is None:
+            return None
+        of = self.drawn_of[chosen]
+        have = np.flatnonzero(of >= 0)
+        crops = torch.full((len(chosen), 3, self.size, self.size), torch.nan, device=self.device)
+        if len(have):
+            rows = torch.from_numpy(have).to(self.device)
+            crops.index_copy_(0, rows, filters.sample(self.drawn(of[have]), maps[rows], self.size))
+        return crops
 
     def batch(self, count: int, seed: int, config: ForgeryConfig) -> PairBatch:
         """Return `count` pairs; the same seed gives the same batch on the same kind of device."""
         rng = np.random.default_rng(seed)
         persons = rng.choice(len(self.persons), size=count, p=self.weights)
         chosen = np.asarray([rng.choice(self.persons[p]) for p in persons])
-        pool = np.concatenate([chosen, rng.choice(len(self.rows), size=min(len(self.rows), 8 * count), replace=False)])
-        generator = torch.Generator(self.device).manual_seed(seed)
-        donor = choose_donors(self.landmarks[pool], self.identity[pool], torch.Generator().manual_seed(seed), among=16)[
-            :count
-        ]
+        dice = Dice(count, torch.Generator(self.device).manual_seed(seed), self.device)
+        kind = config.draw(dice, redraws=self.redraw is not None)
+        swaps, whole = (np.flatnonzero(kind.cpu() == KINDS.index(name)) for name in ("swap", "resynthesis"))
+        pool = np.concatenate(
+            [chosen[swaps], rng.choice(len(self.rows), size=min(len(self.rows), 8 * count), replace=False)]
+        )
+        donor = choose_donors(
+            self.landmarks[pool], self.identity[pool], torch.Generator().manual_seed(seed), of=len(swaps), among=16
+        )
         donors = pool[donor.numpy()]
-        dice = Dice(count, generator, self.device)
-        pictures = self.pictures(chosen)
-        if self.redrawn_of is not None:  # cut like the face itself
-            pictures = torch.cat([pictures, self._drawn(chosen)], 1)
-        cut, points = crop_pack(
-            pictures, self.landmarks[chosen].to(self.device), self.size, MARGIN / PACK_MARGIN, dice,
-            jitter=self.jitter,
-        )  # fmt: skip
-        faces, drawn = cut[:, :3], cut[:, 3:] if self.redrawn_of is not None else None
+        maps, points = crop_maps(
+            self.landmarks[chosen].to(self.device), self.side, self.size, MARGIN / PACK_MARGIN, dice, jitter=self.jitter
+        )
+        faces = filters.sample(self.pictures(chosen), maps, self.size)
         forged = forge(
             faces, points, self.pictures(donors), self.landmarks[donors].to(self.device),
-            config=config, generator=generator, redraw=self.redraw, drawn=drawn,
+            config=config, generator=dice.generator, redraw=self.redraw, kind=kind,
+            drawn=self._drawn(chosen[whole], maps[whole]),
         )  # fmt: skip
         both = torch.stack([faces, forged.images])
         if self.degraded:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import timm
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ class DetectorConfig(BaseModel):
     Args:
         image_size: side of the square input in pixels, at least the masked image model's.
         image_backbone, residual_backbone: timm names. ViTs are built on the masked image model's patch grid.
+        image_backbone_args, residual_backbone_args: arguments of `timm.create_model` for them, such as channels.
         mim: the frozen masked image model.
         protocol: inpainting protocol, see `fastdetect.models.inpainting.plan`.
         gain: factor on the residual [paper: 4].
@@ -46,6 +47,8 @@ class DetectorConfig(BaseModel):
     image_size: int = 224
     image_backbone: str = "tf_efficientnet_lite0"
     residual_backbone: str = "mobilenetv3_small_050"
+    image_backbone_args: dict[str, Any] = Field(default_factory=dict)
+    residual_backbone_args: dict[str, Any] = Field(default_factory=dict)
     mim: MaskedImageModelConfig = MIM_PRESETS["mae_small_112"]
     protocol: str = "complementary-4"
     protocol_seed: int = 0
@@ -115,9 +118,11 @@ class DetectorOutput:
 class Branch(nn.Module):
     """A timm backbone that gives one feature per image; ViTs may see a subset of their tokens."""
 
-    def __init__(self, name: str, size: int, grid: tuple[int, int], config: DetectorConfig) -> None:
+    def __init__(
+        self, name: str, arguments: dict[str, Any], size: int, grid: tuple[int, int], config: DetectorConfig
+    ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+        options = ({"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}) | arguments
         self.pool = config.pool
         try:
             if name.startswith(("vit_", "deit_")):
@@ -126,7 +131,8 @@ class Branch(nn.Module):
                 options |= {"img_size": size, "patch_size": size // grid[0], "global_pool": "token"}
             self.net = timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (RuntimeError, TypeError, AssertionError) as error:
-            raise UsageError(f"timm cannot build backbone {name!r} for {size} px: {error}") from error
+            given = f" with {arguments}" if arguments else ""
+            raise UsageError(f"timm cannot build backbone {name!r}{given} for {size} px: {error}") from error
         self.selects_tokens = isinstance(self.net, VisionTransformer)
         if self.selects_tokens and self.pool == "cls" and not self.net.has_class_token:
             raise UsageError(f"{name} has no [CLS] token; use pool='avg' or 'first'")
@@ -175,8 +181,8 @@ class TwoBranchDetector(nn.Module):
         self.mim = MaskedImageModel(c.mim).requires_grad_(False)
         # bf16 here and fp32 in the branches trains fastest with AMX: depthwise backward is slow in bf16.
         self.mim_dtype: torch.dtype | None = None
-        self.image_branch = Branch(c.image_backbone, c.image_size, c.mim.grid, c)
-        self.residual_branch = Branch(c.residual_backbone, c.mim.size[0], c.mim.grid, c)
+        self.image_branch = Branch(c.image_backbone, c.image_backbone_args, c.image_size, c.mim.grid, c)
+        self.residual_branch = Branch(c.residual_backbone, c.residual_backbone_args, c.mim.size[0], c.mim.grid, c)
         image, residual = self.image_branch.features, self.residual_branch.features
         self.drop = nn.Dropout(c.drop_rate)
         self.head = nn.Linear(image + residual, 2)

@@ -31,7 +31,8 @@ def _branch(which: str, pretrained: bool, num_classes: int = 2, in_chans: int = 
     config, image = detector.config, which == "image"
     if in_chans != 3:
         raise UsageError(f"in_chans={in_chans}: the branches see RGB pictures, in_chans=3")
-    told = {key: value for key, value in options.items() if key not in _FROM_TIMM}
+    built_with = config.image_backbone_args if image else config.residual_backbone_args
+    told = built_with | {key: value for key, value in options.items() if key not in _FROM_TIMM}
     name = config.image_backbone if image else config.residual_backbone
     net: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **told)
     side = config.image_size if image else config.mim.size[0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdetect import config as configuration
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.forgery import Dice, crop_pack
-from fastdetect.data.pairs import Deal, Pictures, Pieces, batch_seed
+from fastdetect.data.pairs import Deal, Pictures, Pieces, batch_seed, pack_side
 from fastdetect.errors import UsageError
 from fastdetect.faces.crop import MARGIN
 from fastdetect.models.masked_image_model import PRESETS, MaskedImageModel, MaskedImageModelConfig
@@ -63,8 +63,10 @@ class FaceMaker:
     def __init__(self, packs: list[FacePack], count: int, size: int, seed: int, device: torch.device) -> None:
         self.count, self.size, self.seed, self.device = count, size, seed, device
         rows = [pack.where("train") for pack in packs]
-        self.pictures = [Pictures(pack.images, own, device) for pack, own in zip(packs, rows, strict=True)]
-        self.landmarks = np.concatenate([pack.landmarks[own] for pack, own in zip(packs, rows, strict=True)])
+        sides = [pack_side(pack.images.shape[1], size) for pack in packs]
+        each = list(zip(packs, rows, sides, strict=True))
+        self.pictures = [Pictures(pack.images, own, device, side=side) for pack, own, side in each]
+        self.landmarks = np.concatenate([_shrunk(pack, own, side) for pack, own, side in each])
         self.starts = np.cumsum([0, *map(len, rows)])
 
     def __call__(self, number: int, step: int) -> tuple[Tensor, Tensor]:
@@ -84,11 +86,16 @@ def _crops(pictures: Tensor, landmarks: np.ndarray, size: int, seed: int, *, jit
     return crop_pack(pictures, points, size, MARGIN / PACK_MARGIN, dice, jitter=jitter)
 
 
+def _shrunk(pack: FacePack, rows: np.ndarray, side: int) -> np.ndarray:
+    """The faces' landmarks in pictures of `side` pixels."""
+    return pack.landmarks[rows] * np.float32(side / pack.images.shape[1])
+
+
 def held_out_faces(pack: FacePack, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return up to 256 of a pack's "val" faces as models see them, and landmarks in their pixels."""
-    rows = pack.where("val")[:256]
-    pictures = Pictures(pack.images, rows, device)(np.arange(len(rows)))
-    return _crops(pictures, pack.landmarks[rows], size, 0, jitter=False)
+    rows, side = pack.where("val")[:256], pack_side(pack.images.shape[1], size)
+    pictures = Pictures(pack.images, rows, device, side=side)(np.arange(len(rows)))
+    return _crops(pictures, _shrunk(pack, rows, side), size, 0, jitter=False)
 
 
 class Reconstruction(nn.Module):

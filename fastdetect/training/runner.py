@@ -106,6 +106,7 @@ class _Loop:
         self.weights = [p for p in self.task.kept.parameters() if p.requires_grad]
         self.started = self.saved = time.monotonic()
         self.images = 0  # of this process and run
+        self.starved = 0.0  # seconds that steps waited for their pictures
         self.waiting: list[Tensor] = []  # losses of steps that nobody has looked at
 
     def step(self, batches: Iterator[Any], rate: float) -> None:
@@ -118,7 +119,10 @@ class _Loop:
         task.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for piece in range(settings.accumulate):
-            inputs = task.prepare(next(batches), self.done.step, piece)
+            asked = time.monotonic()
+            made = next(batches)
+            self.starved += time.monotonic() - asked
+            inputs = task.prepare(made, self.done.step, piece)
             last = piece == settings.accumulate - 1
             with nullcontext() if last else self.alone():
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
@@ -156,11 +160,12 @@ class _Loop:
         better = done.best is None or (value > done.best if task.rising else value < done.best)
         done.best, done.stale = (value, 0) if better else (done.best, done.stale + 1)
         self.saved = time.monotonic()
-        speed = self.images * self.ranks.world / (self.saved - self.started)
+        seconds = self.saved - self.started
         row = {
             "step": done.step, "share": round(self.budget.share(done.step), 4), "loss": round(done.loss or 0.0, 5),
             **{name: round(figure, 5) for name, figure in figures.items()}, "lr": rate,
-            "images_per_s": round(speed, 1), "minutes": round(self.budget.minutes(), 2),
+            "images_per_s": round(self.images * self.ranks.world / seconds, 1),
+            "data_wait": round(self.starved / seconds, 4), "minutes": round(self.budget.minutes(), 2),
         }  # fmt: skip
         if self.log:
             self.log.row(row)

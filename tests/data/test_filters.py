@@ -69,11 +69,11 @@ def test_jpeg_quality_is_per_sample(images: torch.Tensor) -> None:
 
 def test_apply_to_touches_the_chosen_samples_only(images: torch.Tensor) -> None:
     chosen = torch.tensor([True, False, True, False])
-    changed = filters.apply_to(chosen, images, filters.sharpen, torch.full((4,), 1.0), torch.full((4,), 1.0))
+    changed = filters.apply_to_(images.clone(), chosen, filters.sharpen, torch.full((4,), 1.0), torch.full((4,), 1.0))
     assert torch.equal(changed[1], images[1])
     assert torch.equal(changed[3], images[3])
     assert not torch.equal(changed[0], images[0])
-    assert filters.apply_to(~torch.ones(4, dtype=torch.bool), images, filters.jpeg, torch.ones(4)) is images
+    assert filters.apply_to_(images, ~torch.ones(4, dtype=torch.bool), filters.jpeg, torch.ones(4)) is images
 
 
 def test_sample_identity_and_shift(images: torch.Tensor) -> None:

@@ -85,6 +85,31 @@ def test_wrong_input_is_refused(faces) -> None:
         ForgeryConfig(difficulty=1.5)
 
 
+def test_given_kinds_need_a_donor_for_each_swap_only(faces) -> None:
+    images, landmarks = faces
+    kind = torch.tensor([0, 1, 3, 1, 0, 0, 3, 0])
+    drawn = torch.full((2, 3, SIZE, SIZE), 0.25)
+    drawn[1] = torch.nan  # no network has drawn this one
+    made = [
+        forge(
+            images, landmarks, images[:2], landmarks[:2], config=ForgeryConfig(), kind=kind, drawn=drawn,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in range(6)
+    ]  # fmt: skip
+    assert all(torch.equal(one.kind, kind) for one in made)
+    wholly = [(one.images[2] - 0.25).abs().max() < 1e-6 for one in made]
+    assert any(wholly)
+    assert not any(one.images.isnan().any() for one in made)
+    with pytest.raises(ShapeError, match="one for each of 2 swaps"):
+        make(faces, ForgeryConfig(), kind=kind)  # a donor for every face
+    with pytest.raises(UsageError, match="need `redraw`"):
+        forge(
+            images, landmarks, images[:0], landmarks[:0], config=ForgeryConfig(), kind=torch.full((8,), 2),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+
 def test_masks_sit_on_their_region(faces) -> None:
     _, landmarks = faces
     dice = Dice(8, torch.Generator().manual_seed(0), torch.device("cpu"))

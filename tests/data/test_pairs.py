@@ -8,7 +8,7 @@ import torch
 
 from fastdetect.data.face_pack import FacePack
 from fastdetect.data.forgery import ForgeryConfig
-from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pictures, Pieces
+from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pictures, Pieces, pack_side
 from fastdetect.training.pretrain import FaceMaker, held_out_faces
 
 CPU = torch.device("cpu")
@@ -87,3 +87,36 @@ def test_drawn_faces_of_the_pack_become_fakes() -> None:
     assert 4 <= bright.sum() <= 20
     assert five.any()
     assert not bright[five].any()
+
+
+def test_pictures_are_shrunk_to_what_small_crops_can_show() -> None:
+    assert pack_side(256, 112) == 176
+    assert pack_side(256, 160) == 256  # 252 would save nothing
+    assert pack_side(256, 224) == 256
+    pack = made_pack(6, 50)
+    stripes = np.indices((256, 256)).sum(0) % 2 * 200  # finer than a crop of 64 pixels can show
+    pack.images[:] = stripes[..., None].astype(np.uint8)
+    source = PairSource(pack, "train", 64, degraded=False)
+    made = source.batch(8, 0, ForgeryConfig())
+    assert (made.real - 100 / 255).abs().max() < 0.05  # grey, not the moire that reading single pixels gives
+    big = PairSource(pack, "train", 256, degraded=False).batch(4, 0, ForgeryConfig())
+    assert big.real.std() > 0.1
+
+
+def test_shrunk_landmarks_stay_on_the_face() -> None:
+    pack = made_pack(6, 50)
+    for size in (32, 256):
+        source = PairSource(pack, "train", size)
+        eyes = source.landmarks[0, :2].mean(0) / source.side
+        assert torch.allclose(eyes, torch.tensor([0.5, 110 / 256]), atol=1e-6)
+
+
+def test_a_swap_takes_another_persons_face() -> None:
+    pack = made_pack(6, 50)
+    pack.images[:] = (np.arange(6) * 40)[:, None, None, None]
+    swaps = ForgeryConfig(kinds=(0.0, 1.0, 0.0, 0.0), regions=(0.0, 1.0, *[0.0] * 6))
+    made = PairSource(pack, "train", 64, jitter=False, degraded=False).batch(16, 2, swaps)
+    assert (made.kind == 1).all()
+    assert ((made.fake - made.real).abs().amax((1, 2, 3)) > 0.02).sum() >= 12
+    untouched = made.changed == 0
+    assert torch.equal(made.fake[untouched.expand_as(made.fake)], made.real[untouched.expand_as(made.real)])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -157,6 +159,18 @@ def test_bad_input_is_named(crops: Tensor) -> None:
 
 
 @pytest.mark.slow
+def test_backbones_take_timms_arguments(tmp_path: Path) -> None:
+    slim = {"channels": [16, 32, 64, 64], "stem_type": "", "stem_width": 16}
+    model = build("resnet10t", "resnet10t", image_backbone_args=slim)
+    assert model.image_branch.features == 64
+    assert model.residual_branch.features == 512
+    model.save_pretrained(tmp_path)
+    again = TwoBranchDetector.from_pretrained(tmp_path)
+    assert again.config.image_backbone_args == slim
+    with pytest.raises(UsageError, match=r"cannot build backbone 'resnet10t' with \{'chanels': 3\}"):
+        build("resnet10t", image_backbone_args={"chanels": 3})
+
+
 def test_the_papers_preset_runs() -> None:
     torch.manual_seed(0)
     model = TwoBranchDetector("paper-vit-b16")
