@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("file", type=Path)
     verb = verbs.add_parser("report", help="write docs/performance.md and its plots from bench/results/")
     verb.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the page is old")
+    verbs.add_parser("study", add_help=False, help="train what the method consists of, part by part: study --help")
     return parser
 
 
@@ -88,9 +89,15 @@ def _list(console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 green, 1 red, 2 not understood, 3 another error of the package."""
-    args = _parser().parse_args(argv)
+    args, more = _parser().parse_known_args(argv)
+    if more and args.verb != "study":  # which knows its own options
+        _parser().error(f"unrecognized arguments: {' '.join(more)}")
     console = Console(width=None if sys.stdout.isatty() else 160)  # a log has room for the tables
     try:
+        if args.verb == "study":
+            from bench import study
+
+            return study.main(more, console)
         if args.verb == "list":
             return _list(console)
         if args.verb == "compare":

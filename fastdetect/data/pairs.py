@@ -51,8 +51,10 @@ class Pictures:
         resident: bool | None = None,
     ) -> None:
         if side is not None and side != images.shape[1]:
-            images = np.stack([cv2.resize(images[i], (side, side), interpolation=cv2.INTER_AREA) for i in rows])
-            rows = np.arange(len(rows))
+            shrunk = np.empty((len(rows), side, side, 3), np.uint8)
+            for i, row in enumerate(rows):
+                cv2.resize(images[row], (side, side), dst=shrunk[i], interpolation=cv2.INTER_AREA)
+            images, rows = shrunk, np.arange(len(rows))
         self.images, self.rows, self.device = images, rows, device
         if resident is None:
             size = len(rows) * int(np.prod(images.shape[1:]))

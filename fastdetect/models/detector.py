@@ -202,7 +202,11 @@ class TwoBranchDetector(nn.Module):
         return self
 
     def forward(
-        self, images: Tensor, blocks: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        blocks: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        inpainted: tuple[Tensor, Tensor] | None = None,
     ) -> DetectorOutput:
         """Score face crops.
 
@@ -211,6 +215,8 @@ class TwoBranchDetector(nn.Module):
             blocks: [number of blocks] bool, CPU: the blocks of this step. None: all of them, or in training
                 with `token_selection` one draw for the batch.
             generator: CPU generator of that draw.
+            inpainted: residual [B,3,P,P] and patch_scores [B,L] that `inpaint` gave for all blocks of these images,
+                P = config.mim's side: not to do it again.
         Raises:
             ShapeError: shape, dtype or selection does not fit.
         """
@@ -219,21 +225,28 @@ class TwoBranchDetector(nn.Module):
         if blocks is None and self.training and c.token_selection:
             blocks = draw_blocks(self.plan, c.block_keep, generator)
         selected = check_blocks(self.plan, blocks)
-        with torch.autocast(x.device.type, self.mim_dtype) if self.mim_dtype else nullcontext():
-            inpainted = inpaint(
-                self.mim,
-                area_resize(x, c.mim.size[0]),
-                protocol=c.protocol,
-                gain=c.gain,
-                blocks=selected,
-                seed=c.protocol_seed,
-            )
+        if inpainted is None:
+            with torch.autocast(x.device.type, self.mim_dtype) if self.mim_dtype else nullcontext():
+                made = inpaint(
+                    self.mim,
+                    area_resize(x, c.mim.size[0]),
+                    protocol=c.protocol,
+                    gain=c.gain,
+                    blocks=selected,
+                    seed=c.protocol_seed,
+                )
+            differences, patch_scores = made.residual, made.patch_scores
+        else:
+            differences, patch_scores = inpainted
+            want = [len(x), 3, *c.mim.size]
+            if list(differences.shape) != want or not bool(selected.all()):
+                raise ShapeError(f"inpainted: residual {list(differences.shape)}; wanted {want}, of all blocks")
         tokens = None
         if c.token_selection:
             block_of = self.plan.block_of
             tokens = torch.nonzero((block_of >= 0) & selected[block_of]).flatten().to(x.device)
         image = self.image_branch((x - self.mean) / self.std, tokens)
-        residual = self.residual_branch(inpainted.residual, tokens)
+        residual = self.residual_branch(differences, tokens)
         image, residual = image.to(self.mean.dtype), residual.to(self.mean.dtype)
         both = self.drop(torch.cat([image, residual], 1))
         return DetectorOutput(
@@ -241,7 +254,7 @@ class TwoBranchDetector(nn.Module):
             image_logits=self.image_head(self.drop(image)).float(),
             residual_logits=self.residual_head(self.drop(residual)).float(),
             embedding=F.normalize(self.projection(both).float(), dim=1),
-            patch_scores=inpainted.patch_scores,
+            patch_scores=patch_scores,
         )
 
     def save_pretrained(

@@ -59,18 +59,24 @@ class Objective(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, maps)
 
     def forward(
-        self, images: Tensor, labels: Tensor, blocks: Tensor | None = None, maps: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        blocks: Tensor | None = None,
+        maps: Tensor | None = None,
+        inpainted: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Loss (scalar) of images [B,3,S,S] with labels [B], 0 = real, above = fake (its manipulation).
 
-        `maps` [B,1,S/16,S/16] in [0,1] say how much of each cell was changed; for `map_weight`.
+        `maps` [B,1,S/16,S/16] in [0,1] say how much of each cell was changed; for `map_weight`. `inpainted`: see
+        `TwoBranchDetector.forward`.
 
         The mean of this over processes, and of its gradients, is that of the whole batch.
         """
         model, c = self.model, self.config
         smooth, fake = c.label_smoothing, (labels > 0).long()
         if c.residual:
-            out = model(images, blocks)
+            out = model(images, blocks, inpainted=inpainted)
             embedding = out.embedding
             loss = F.cross_entropy(out.logits, fake, label_smoothing=smooth)
             for branch in (out.image_logits, out.residual_logits):

@@ -1,6 +1,7 @@
 """`fastdetect train`: the two-branch detector, on reals and fakes made from them while it trains, or a set's own."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fastdetect.training.cpu import depthwise, depthwise_in_float32
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.loop import Budget
 from fastdetect.training.objective import Objective
+from fastdetect.training.piece_store import PieceStore
 from fastdetect.training.runner import Task, averaged, optimizer_groups, run, runs_bf16
 from fastdetect.training.train_settings import TrainConfig
 
@@ -137,7 +139,13 @@ def _from_pack(
         pasted = 1 - redrawn - whole
         return ForgeryConfig(kinds=(0.55 * pasted, 0.45 * pasted, redrawn, whole), difficulty=0.2 + 0.8 * easy)
 
-    make = PairMaker(source, deal.each, seed=config.seed, config=fakes)
+    make: Make = PairMaker(source, deal.each, seed=config.seed, config=fakes)
+    if config.pieces:
+        table = hashlib.sha256((folder / "faces.npz").read_bytes()).hexdigest()
+        keys = ("seed", "steps", "shares", "redraw", "resynthesis", "easy_until")
+        told = {"pack": table, "each": deal.each, "draws": deal.draws} | {key: getattr(config, key) for key in keys}
+        mim = copy.deepcopy(model.mim).cpu().requires_grad_(False)
+        make = PieceStore(make, config.pieces, mim, config.detector, bf16=config.precision == "bf16", told=told)
     return make, lambda average: {"val_auc": validate(average, held_out, config)}
 
 
@@ -188,14 +196,17 @@ def train(config: TrainConfig, console: Console) -> Path:
             assert config.manifest is not None  # one of the two is there, which the configuration has checked
             make, measure = _from_manifest(config.manifest, config, deal, ranks)
 
-        def prepare(piece: tuple[Tensor, ...], step: int, number: int) -> tuple[Tensor | None, ...]:
-            images, labels, *maps = (x.to(ranks.device, non_blocking=True) for x in piece)
+        def prepare(piece: tuple[Tensor, ...], step: int, number: int) -> tuple[Any, ...]:
+            images, labels, *more = (x.to(ranks.device, non_blocking=True) for x in piece)
             images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
             blocks = None
             if config.residual and config.detector.token_selection:  # one draw a step for the whole batch [paper]
                 dice = torch.Generator().manual_seed(batch_seed(config.seed + 1, step))
                 blocks = draw_blocks(model.plan, config.detector.block_keep, dice)
-            return images, labels, blocks, maps[0] if maps else None
+            maps = more[0] if more else None
+            if not config.residual or len(more) < 3:
+                return images, labels, blocks, maps
+            return images, labels, blocks, maps, (more[1].float(), more[2].float())
 
         task = Task(
             objective=objective,

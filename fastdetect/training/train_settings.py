@@ -31,6 +31,8 @@ class TrainConfig(RunSettings):
         freeze_stages: stages of the image backbone, stem included, that stay as they are.
         shares: weight of each source of the pack (see `PairSource`); null: by its number of persons.
         redraw: share of fakes whose face the masked image model has drawn again.
+        pieces: folder in which every picture that a run learns from is kept, inpainted, for runs that differ by their
+            losses and networks alone: they neither forge nor inpaint again. Needs a pack and `steps`.
         pairs: reals in a step's batch, with as many fakes, over all processes; with a manifest: groups.
         lr, weight_decay, warmup: AdamW's, with linear warm-up over `warmup` of the budget, then cosine.
         resynthesis: share, of the fakes that are not redrawn, whose whole picture was resynthesised; the others are
@@ -63,6 +65,7 @@ class TrainConfig(RunSettings):
     freeze_depthwise: bool = False
     shares: dict[str, float] | None = None
     redraw: float = Field(default=0.2, ge=0, le=1)
+    pieces: Path | None = None
     pairs: int = Field(default=32, gt=0)
     lr: Positive = 5e-4
     weight_decay: float = 0.02
@@ -86,4 +89,6 @@ class TrainConfig(RunSettings):
             raise ValueError("give a pack (fakes made from its reals) or a manifest (its own fakes), one of them")
         if self.manifest and self.map_weight:
             raise ValueError("map_weight needs a pack: a manifest's fakes come without masks; set it to 0")
+        if self.pieces and (not self.pack or not self.steps or self.detector.token_selection):
+            raise ValueError("pieces needs a pack, a budget in steps, and a detector without token_selection")
         return self
