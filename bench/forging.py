@@ -7,10 +7,12 @@ the rounds, which take turns.
 import argparse
 import platform
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.records import write_rows
 from fastdetect.data.face_pack import PACK_SIZE, FacePack
 from fastdetect.data.face_shape import MEAN_FIVE
 from fastdetect.data.forgery import ForgeryConfig
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, help="JSON file for the same figures and the machine's")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = pick_device(args.device)
@@ -71,6 +74,9 @@ def main() -> None:
     print("| crop, px | processes | pairs/s |\n|---:|---:|---:|")
     for (size, workers), pairs in best.items():
         print(f"| {size} | {workers} | {pairs:.0f} |")
+    if args.results:
+        rows = [{"size": size, "workers": n, "pairs_per_s": pairs} for (size, n), pairs in best.items()]
+        write_rows(args.results, "forging", device, {"pairs": args.pairs, "faces": args.faces}, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Everything a GPU machine is needed for, in one command of under ten minutes and without a network: builds the op libraries,
 # runs the tests marked gpu, sanitises a short selection, measures, and prints a short table last.
 #
-#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train decode table
+#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train models decode table
 #
 # --rehearse runs the same steps without a GPU: kernels are compiled offline for sm_90, benchmarks take tiny shapes on the CPU.
 # A step that fails or runs out of time does not stop the others; the exit code is 1 if any failed. Environment:
@@ -12,10 +12,10 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS="env build kernels test sanitize ops train decode table"
+STEPS="env build kernels test sanitize ops train models decode table"
 # Seconds; the sum, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a busy
 # machine, gets twenty times as many: there they only end what hangs.
-declare -A LIMIT=([env]=30 [build]=130 [kernels]=100 [test]=120 [sanitize]=60 [ops]=150 [train]=50 [decode]=45 [table]=10)
+declare -A LIMIT=([env]=30 [build]=130 [kernels]=100 [test]=120 [sanitize]=60 [ops]=120 [train]=50 [models]=30 [decode]=45 [table]=10)
 REHEARSE=0 chosen=""
 for argument in "$@"; do
   case " --rehearse $STEPS " in
@@ -124,7 +124,7 @@ step_ops() {
   if [ "$REHEARSE" = 1 ]; then
     run_bench ops --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
   else
-    run_bench ops --device cuda --minutes 2 --seconds 1 --results "$OUT/results.json"
+    run_bench ops --device cuda --minutes 1.6 --seconds 1 --results "$OUT/results.json"
   fi
 }
 
@@ -134,6 +134,19 @@ step_train() {
     run_bench train --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
   else
     run_bench train --device cuda --minutes 0.5 --seconds 2 --results "$OUT/results.json"
+  fi
+}
+
+step_models() {  # inpainting protocols, and forging on the device
+  "$PYTHON" -c 'import cv2, pydantic, timm' || return 77
+  local file="$OUT/models.json"
+  if [ "$REHEARSE" = 1 ]; then
+    (cd "$SRC" && "$PYTHON" -m bench.inpainting --batch 1 --rounds 1 --threads 1 --precision fp32 --results "$file" &&
+      "$PYTHON" -m bench.forging --sizes 64 --workers 0 --faces 32 --seconds 0.5 --rounds 1 --results "$file")
+  else
+    (cd "$SRC" && "$PYTHON" -m bench.inpainting --device cuda --batch 256 --rounds 3 --precision bf16 --results "$file" &&
+      "$PYTHON" -m bench.forging --device cuda --workers 0 --pairs 1024 --faces 4096 --sizes 112 --seconds 2 --rounds 1 \
+        --results "$file")
   fi
 }
 

@@ -8,10 +8,12 @@ import platform
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.records import write_rows
 from fastdetect.models.inpainting import inpaint, plan
 from fastdetect.models.masked_image_model import MaskedImageModel
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, help="JSON file for the same figures and the machine's")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -47,6 +50,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}\n")
     print("| protocol | passes | encoder tokens | precision | wall ms / face (20..80 %) | processor ms / face |")
     print("|---|---:|---:|---|---:|---:|")
+    rows = []
     for protocol in ("blocks16", "complementary-4", "sparse-4"):
         masks = plan(protocol, model.config.grid).masks
         tokens = int((~masks).sum())
@@ -55,10 +59,18 @@ def main() -> None:
             with torch.inference_mode():
                 wall, cpu = measure(partial(inpaint, model, images, protocol=protocol), args.rounds, args.device)
             low, mid, high = wall * 1000 / args.batch
+            rows.append({
+                "protocol": protocol, "passes": len(masks), "encoder_tokens": tokens, "precision": precision,
+                "wall_ms_per_face": mid, "wall_ms_20_to_80": [low, high],
+                "processor_ms_per_face": cpu[1] * 1000 / args.batch,
+            })  # fmt: skip
             print(
                 f"| {protocol} | {len(masks)} | {tokens} | {precision} | {mid:.1f} ({low:.1f}..{high:.1f}) "
                 f"| {cpu[1] * 1000 / args.batch:.1f} |"
             )
+    if args.results:
+        settings = {"preset": args.preset, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
+        write_rows(args.results, "inpainting", torch.device(args.device), settings, rows)
 
 
 if __name__ == "__main__":

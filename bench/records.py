@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,20 @@ class Writer:
 
     def _blocks(self) -> dict[str, Any]:
         return self.file["suites"] | {self.suite: self.block}
+
+
+def write_rows(
+    path: Path, name: str, device: torch.device, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the figures of a benchmark that is no suite, with what they were measured on, beside others of the file."""
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    kept[name] = {
+        "commit": machine.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(device), "versions": machine.versions(), "load": round(os.getloadavg()[0], 2),
+        "settings": dict(settings), "rows": [dict(row) for row in rows],
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1, allow_nan=False, default=_plain) + "\n", "utf-8")
 
 
 def _plain(value: object) -> object:

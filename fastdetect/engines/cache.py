@@ -25,7 +25,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FASTDETECT_CACHE") or Path(base) / "fastdetect" / "engines")
 
 
-def cached(kind: str, key: Key, build: Callable[[], bytes], say: Say, folder: Path | None = None) -> bytes:
+def cached(
+    kind: str,
+    key: Key,
+    build: Callable[[], bytes],
+    say: Say,
+    folder: Path | None = None,
+    check: Callable[[bytes], object] = lambda data: None,
+) -> bytes:
     """Return what is kept under a key, or build and keep it; of several processes one builds and the others wait.
 
     Args:
@@ -33,6 +40,7 @@ def cached(kind: str, key: Key, build: Callable[[], bytes], say: Say, folder: Pa
         key: everything that the result depends on.
         build: makes the bytes.
         say: hears why a file is not used.
+        check: raises EngineError for what is kept and whole, but cannot be used.
     Raises:
         EngineError: the folder cannot be written.
     """
@@ -41,7 +49,9 @@ def cached(kind: str, key: Key, build: Callable[[], bytes], say: Say, folder: Pa
     with _locked(path):
         if path.exists():
             try:
-                return unpack(path.read_bytes(), key)
+                data = unpack(path.read_bytes(), key)
+                check(data)
+                return data
             except (EngineError, OSError) as error:
                 say(f"{path} is not used: {error}; it is made again")
         data = build()
@@ -95,8 +105,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{path.name}.*.partial"):  # of a process that was killed
-            if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
-                left.unlink(missing_ok=True)
+            if Path(f"/proc/{left.name.split('.')[-2]}").exists():
+                continue
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         yield
     except OSError as error:
         there = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())

@@ -121,7 +121,9 @@ def export_model(
 
 def write_together(output: Path, files: Mapping[str, bytes]) -> None:
     """Write files that belong together: each whole, none of them under its name before all are on the disk."""
-    with writing(output / next(iter(files))), tempfile.TemporaryDirectory(dir=output, prefix=".export-") as staging:
+    first = next(iter(files))
+    partial = f".{os.getpid()}.partial"  # by this `writing` knows what a killed process left
+    with writing(output / first), tempfile.TemporaryDirectory(partial, f"{first}.", output) as staging:
         for name, data in files.items():
             with (Path(staging) / name).open("wb") as file:
                 file.write(data)
@@ -181,6 +183,7 @@ def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:
             dynamic_shapes=traced.dynamic,
             input_names=inputs,
             output_names=outputs,
+            custom_translation_table=_hard_activations() if precision == "bf16" else None,
             verbose=False,
         )
     if program is None:
@@ -195,6 +198,23 @@ def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:
         say("comparing ONNX Runtime with torch")
         _check_parity(graph, traced)
     return graph
+
+
+def _hard_activations() -> dict[Any, Any]:
+    """How to write two activations out: ONNX's own take no bf16 at this opset, and TensorRT's parser refuses them."""
+    from onnxscript import opset20
+
+    op: Any = opset20  # takes Python's numbers too, against its annotations
+
+    def gate(x: Any) -> Any:
+        zero, one, sixth, half = (op.CastLike(number, x) for number in (0.0, 1.0, 1 / 6, 0.5))
+        return op.Clip(op.Add(op.Mul(x, sixth), half), zero, one)
+
+    def swish(x: Any) -> Any:
+        return op.Mul(x, gate(x))
+
+    aten = torch.ops.aten
+    return {aten.hardsigmoid.default: gate, aten.hardswish.default: swish}
 
 
 def torch_program(traced: Traced) -> bytes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -82,6 +83,25 @@ def read_graph(path: Path) -> Graph:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     return Graph(data, parse_info(read_metadata(data, str(path)).get(KEY), str(path)))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The PART.json beside a file of an export.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the files beside it are not those that it names.
+    """
+    about = path.with_suffix(".json")
+    try:
+        facts = json.loads(about.read_text("utf-8"))
+        for name, digest in facts["files"].items():
+            if hashlib.sha256((path.parent / name).read_bytes()).hexdigest() != digest:
+                raise CheckpointError(
+                    f"{path.with_name(name)} is not the file that {about.name} describes (SHA-256); export it again"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} needs the {about.name} that was exported with it ({error!r})") from error
+    return facts
 
 
 def parse_info(text: str | None, source: str) -> GraphInfo:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastdetect.engines.base import FixedBatchEngine
 from fastdetect.engines.cache import cached
-from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_detector, parse_info
+from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_detector, parse_info, read_facts
 from fastdetect.engines.scorer import SCORER_OUTPUTS
 from fastdetect.errors import CheckpointError, EngineError, UsageError
 from fastdetect.openvino_runtime import import_openvino, openvino_core
@@ -147,6 +147,8 @@ def _read(core: Any, source: Graph | Converted | Path) -> tuple[Any, GraphInfo]:
             return core.read_model(io.BytesIO(source.onnx)), source.info
         if not isinstance(source, Path):
             return core.read_model(model=source.xml, weights=source.weights), source.info
+        if source.with_suffix(".json").is_file():
+            read_facts(source)  # OpenVINO reads changed weights without a word
         model = core.read_model(str(source))
     except RuntimeError as error:
         raise CheckpointError(f"OpenVINO cannot read {source}: {_first(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,14 @@ def plan_key(graph: Graph, runtime: str, profile: Profile, gpu: str | None, devi
     }
 
 
-def cached_plan(graph: Graph, runtime: str, profile: Profile, *, device: str, say: Say) -> Plan:
-    """The engine for this GPU from the cache, or built and kept."""
+def cached_plan(
+    graph: Graph, runtime: str, profile: Profile, *, device: str, say: Say, check: Callable[[bytes], object]
+) -> Plan:
+    """The engine for this GPU from the cache, or, also where `check` raises EngineError, built and kept."""
     key = plan_key(graph, runtime, profile, None, device)
-    data = cached("plan", key, lambda: build_plan(graph, runtime, profile, device=device, say=say).plan, say)
+    data = cached(
+        "plan", key, lambda: build_plan(graph, runtime, profile, device=device, say=say).plan, say, check=check
+    )
     return Plan(data, key)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fastdetect.engines.base import FixedBatchEngine, Profile
 from fastdetect.engines.cache import Say, cache_folder, pack, unpack, write_atomic
-from fastdetect.engines.graph import Graph, GraphInfo, need_detector, parse_info
+from fastdetect.engines.graph import Graph, GraphInfo, need_detector, parse_info, read_facts
 from fastdetect.engines.scorer import SCORER_OUTPUTS
 from fastdetect.engines.tensorrt_build import Plan, cached_plan, gpu_here, load_runtime, make_logger
 from fastdetect.errors import CheckpointError, EngineError
@@ -51,23 +51,29 @@ class TensorRtEngine(FixedBatchEngine):
         capability, name = gpu_here(device)
         self.image_size, self.grid = need_detector(source.info, "the graph")
         with torch.cuda.device(device):
+            self._log = make_logger(trt)
+            self._runtime = trt.Runtime(self._log)
+            self._engine: Any = None
             if isinstance(source, PlanFile):
                 built = source.plan
                 check_plan(built.key, f"{runtime}-{trt.__version__}", capability, name)
             else:
-                built = cached_plan(source, runtime, profile or Profile.parse("throughput"), device=device, say=say)
+                shapes = profile or Profile.parse("throughput")
+                built = cached_plan(source, runtime, shapes, device=device, say=say, check=self._load)
             self.info, self.precision, self.device = source.info.model, source.info.precision, device
             self.name, self.batch_size = built.key["runtime"], Profile.parse(built.key["profile"]).best
-            self._log = make_logger(trt)
-            self._runtime = trt.Runtime(self._log)
-            self._engine = self._runtime.deserialize_cuda_engine(built.plan)
-            if self._engine is None:
-                raise EngineError(f"{self.name} cannot load the engine: {self._log.said()}; export it again here")
+            if self._engine is None:  # a kept one is loaded already
+                self._load(built.plan)
             self._kernels = _KernelCache(self._engine, built.key)
             self._context: Any = self._kernels.context()
             if self._context is None:
                 raise EngineError(f"{self.name} has no memory for batches of {self.batch_size}: {self._log.said()}")
             self._allocate()
+
+    def _load(self, plan: bytes) -> None:
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(f"the runtime cannot load the engine: {self._log.said()}; build it again here")
 
     def _allocate(self) -> None:
         shape = (self.batch_size, self.image_size, self.image_size, 3)
@@ -110,17 +116,13 @@ def read_plan(path: Path) -> PlanFile:
     Raises:
         CheckpointError: one of them is missing or damaged, or they do not belong together.
     """
-    about = path.with_suffix(".json")
+    facts = read_facts(path)
     try:
-        data, facts = path.read_bytes(), json.loads(about.read_text("utf-8"))
-        digest = facts["files"][path.name]
         key = {name: facts[name] for name in ("onnx_sha256", "runtime", "gpu", "precision", "profile")}
-        info = parse_info(json.dumps(facts["info"]), str(about))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} needs the {about.name} that was exported with it ({error!r})") from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{path} is not the file that {about.name} describes (SHA-256); export it again")
-    return PlanFile(Plan(data, key), info)
+        info = parse_info(json.dumps(facts["info"]), str(path))
+    except KeyError as error:
+        raise CheckpointError(f"the description beside {path} is of no engine: it lacks {error}") from error
+    return PlanFile(Plan(path.read_bytes(), key), info)
 
 
 def check_plan(key: dict[str, str], runtime: str, capability: str, gpu: str) -> None:

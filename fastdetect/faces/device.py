@@ -15,13 +15,14 @@ from fastdetect.faces.centerface import MULTIPLE, CenterFaceDetector, Face
 from fastdetect.faces.network import INPUT, OUTPUTS, Runtime, centerface_onnx
 from fastdetect.onnx_wire import read_graph
 
-CHUNK = 32  # frames of one network run
+CHUNK_BYTES = 2**29  # of float frames in one network run; with what is made of them, about twice this
 
 
 class DeviceFrame:
-    """A frame on a torch device that reads like a numpy array: what is sliced out of it comes to the host.
+    """A frame on a torch device that reads like a numpy array: what is cut out of it comes to the host.
 
-    So the tracker, the crops and the quality measures are the CPU's own code on the CPU's own pixels.
+    So the tracker, the crops and the quality measures are the CPU's own code on the CPU's own pixels. The whole frame
+    thinned out (`frame[::3, ::3]`) stays on the device, for what is cut out of that; `np.asarray` brings it over.
 
     Args:
         pixels: RGB uint8 [H, W, 3] on any device.
@@ -34,8 +35,17 @@ class DeviceFrame:
         self.pixels = pixels
         self.shape = tuple(pixels.shape)
 
-    def __getitem__(self, key: Any) -> np.ndarray:
-        return self.pixels[key].cpu().numpy()
+    def __getitem__(self, key: tuple[slice, slice]) -> Any:
+        part = self.pixels[key]
+        return DeviceFrame(part) if all(k.start is k.stop is None for k in key) else on_host(part)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(on_host(self.pixels), dtype)
+
+
+def on_host(pixels: Tensor) -> np.ndarray:
+    """Bring pixels to the host; waits for the device."""
+    return pixels.cpu().numpy()
 
 
 class CenterFaceModule(nn.Module):
@@ -90,8 +100,9 @@ class DeviceFaceDetector(CenterFaceDetector):
             sizes[frame.shape].append(position)
         found: dict[int, list[Face]] = {}
         for (height, width, _), positions in sizes.items():
-            for start in range(0, len(positions), CHUNK):
-                some = positions[start : start + CHUNK]
+            count = max(1, CHUNK_BYTES // (12 * height * width))
+            for start in range(0, len(positions), count):
+                some = positions[start : start + count]
                 pictures = torch.stack([self._pixels(frames[i]) for i in some])
                 scale = side / max(height, width)
                 found.update(zip(some, self._run(pictures, scale), strict=True))

@@ -256,13 +256,13 @@ def _gpu() -> Iterator[Finding]:
             "Triton", "missing", "not installed", "ops on CUDA tensors take plain torch", "pip install triton"
         )
     from fastdetect.video import nvcodec
-    from fastdetect.video.dali import INSTALL, PACKAGES
+    from fastdetect.video.dali import INSTALL, installed
     from fastdetect.video.lanes import DALI_CPU_CODECS, nvdec
 
     cost, capability = "videos are decoded on the CPU", nvdec(0)
     found = f"libnvcuvid, compute capability {capability[0]}.{capability[1]}" if capability else ""
     yield _optional("NVDEC (video decoder of the GPU)", found, True, cost, "install NVIDIA's driver with libnvcuvid")
-    dali = next((f"{p} {_version(p)}, on the CPU {', '.join(DALI_CPU_CODECS)}" for p in PACKAGES if _version(p)), "")
+    dali = f"{installed()}, on the CPU {', '.join(DALI_CPU_CODECS)}" if installed() else ""
     yield _optional("DALI", dali, True, f"{cost}, unless PyNvVideoCodec is there", INSTALL)
     codec = nvcodec.installed()
     lack = "nothing where DALI is installed"
@@ -270,13 +270,15 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    for name, packages, fix in (
-        ("OpenVINO", ("openvino",), "pip install 'fastdetect[openvino]'"),
-        ("TensorRT", ("tensorrt", "tensorrt-rtx-cu13", "tensorrt_rtx"), "pip install tensorrt-rtx-cu13"),
+    openvino = "the model runs on torch, which is slower on CPUs with AMX"
+    rtx = "pip install 'fastdetect[onnx,rtx]' for RTX cards; for others see docs/deploy.md"
+    for name, packages, cost, fix in (
+        ("OpenVINO", ("openvino",), openvino, "pip install 'fastdetect[openvino]'"),
+        ("TensorRT", ("tensorrt", "tensorrt-rtx-cu13"), "--engine torch runs in its place", rtx),
     ):
         found = ", ".join(f"{p} {_version(p)}" for p in packages if _version(p))
         used = _has("fastdetect.engines", name.lower())
-        yield _optional(name, found, used, "the torch engine is used, which is slower", fix)
+        yield _optional(name, found, used, cost, fix)
 
 
 def _extras() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -166,6 +167,7 @@ class _Loop:
             **{name: round(figure, 5) for name, figure in figures.items()}, "lr": rate,
             "images_per_s": round(self.images * self.ranks.world / seconds, 1),
             "data_wait": round(self.starved / seconds, 4), "minutes": round(self.budget.minutes(), 2),
+            "peak_gb": round(_peak_gb(self.ranks.device), 2),
         }  # fmt: skip
         if self.log:
             self.log.row(row)
@@ -174,6 +176,13 @@ class _Loop:
         if better or settings.keep == "last":
             task.save(task.average)
         save_state(settings.output / "state.pt", done, task.kept, task.average, task.optimizer, self.budget)
+
+
+def _peak_gb(device: torch.device) -> float:
+    """Most memory so far, in GB: what torch has allocated on a GPU, what this process has had resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _train(loop: _Loop) -> None:

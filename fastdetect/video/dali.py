@@ -16,17 +16,25 @@ from fastdetect.reasons import Reason
 from fastdetect.video.planned import BATCH_FILES, BT709, TIMEOUT_S, Plan, PlannedDecoder
 
 PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+SINCE = (2, 4)  # the operators below are used as this version has them
 INSTALL = "pip install 'fastdetect[gpu]'"
 
 
 def installed() -> str | None:
-    """The version of DALI that is installed, without importing it."""
+    """The version of DALI that is installed and new enough, without importing it."""
     for package in PACKAGES:
         try:
-            return version(package)
+            found = version(package)
         except PackageNotFoundError:
             continue
+        if tuple(map(int, found.split(".")[:2])) >= SINCE:
+            return found
     return None
+
+
+def lack() -> str:
+    """What to say where `installed` gives None."""
+    return f"{PACKAGES[0]} {'.'.join(map(str, SINCE))} or newer is not installed; {INSTALL}"
 
 
 def _luma_chroma(red: float, blue: float) -> np.ndarray:
@@ -57,7 +65,7 @@ class DaliDecoder(PlannedDecoder):
         keep: leave the frames on the device: `Frame.rgb` is a torch tensor there, and not a numpy array.
 
     Raises:
-        MissingDependencyError: DALI is not installed.
+        MissingDependencyError: DALI is not installed, or older than SINCE.
     """
 
     title = "DALI"
@@ -73,7 +81,7 @@ class DaliDecoder(PlannedDecoder):
     ) -> None:
         found = installed()
         if found is None:
-            raise MissingDependencyError(f"decoding with DALI needs {PACKAGES[0]}; {INSTALL}")
+            raise MissingDependencyError(f"DALI cannot be used: {lack()}")
         self.name = f"dali-{found}/{'cpu' if device is None else 'nvdec'}"
         self.device, self.threads, self.batch, self.timeout_s, self.keep = device, threads, batch, timeout_s, keep
         self._pipelines: dict[bool, Any] = {}

@@ -12,7 +12,7 @@ from fastdetect.errors import MediaError, MissingDependencyError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.video import nvcodec, pyav
 from fastdetect.video.batch import BatchDecoder, Source
-from fastdetect.video.dali import INSTALL, PACKAGES, DaliDecoder, installed
+from fastdetect.video.dali import DaliDecoder, installed, lack
 from fastdetect.video.planned import BATCH_FILES, TIMEOUT_S, PlannedDecoder
 from fastdetect.video.probe import DEFAULT_LIMITS, Limits, VideoInfo, probe
 from fastdetect.video.pyav import DecodedClip
@@ -102,7 +102,7 @@ def choose(info: VideoInfo, wanted: DecoderName = "auto", machine: Machine | Non
     if wanted == "nvcodec" or (wanted == "auto" and machine.dali is None and machine.nvcodec):
         return Choice("pyav", gpu if machine.nvdec or wanted == "nvcodec" else "") if gpu else Choice("nvcodec")
     if machine.dali is None:
-        unfit = gpu = f"DALI is not installed ({INSTALL})"
+        unfit = gpu = lack()
     if not gpu:
         return Choice("nvdec")
     if wanted == "auto":
@@ -270,7 +270,7 @@ def check_decoder(wanted: str, machine: Machine | None = None) -> None:
         raise UsageError(f"unknown decoder {wanted!r}; use one of {', '.join(get_args(DecoderName))}")
     machine = machine or this_machine()
     if wanted == "nvcodec" and (machine.nvcodec is None or machine.nvdec is None):
-        lack = "a GPU with a video decoder" if machine.nvcodec else nvcodec.PACKAGE
-        raise MissingDependencyError(f"--decoder nvcodec needs {lack}; {nvcodec.INSTALL}, or use --decoder auto")
+        needs = "a GPU with a video decoder" if machine.nvcodec else nvcodec.PACKAGE
+        raise MissingDependencyError(f"--decoder nvcodec needs {needs}; {nvcodec.INSTALL}, or use --decoder auto")
     if wanted == "dali" and machine.dali is None:
-        raise MissingDependencyError(f"--decoder dali needs {PACKAGES[0]}; {INSTALL}, or use --decoder auto")
+        raise MissingDependencyError(f"--decoder dali: {lack()}, or use --decoder auto")

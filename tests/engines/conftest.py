@@ -1,15 +1,19 @@
 """A tiny real detector, its export, and a cache of its own for every run of the tests."""
 
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from engine_helpers import SIDE
 
+from fastdetect.engines.cache import cached
 from fastdetect.engines.export import export_graph
-from fastdetect.engines.graph import Graph
+from fastdetect.engines.graph import Graph, Stored, parse_info
 from fastdetect.models import DetectorConfig, MaskedImageModelConfig, TwoBranchDetector
+from fastdetect.onnx_wire import read_metadata
 
 # pytest listens to every logger, and torch then describes each step of an export.
 logging.getLogger("torch.__trace").setLevel(logging.WARNING)
@@ -48,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DetectorConfig(
         image_size=SIDE,
         image_backbone="test_efficientnet",
+        image_backbone_args={"act_layer": "hard_swish"},
         residual_backbone="test_resnet",
         mim=mim,
         protocol="sparse-4",
@@ -63,18 +68,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model.save_pretrained(path, calibration=CALIBRATION | {"aggregation": AGGREGATION}, model_id="tiny")
 
 
+Export = Callable[..., Graph]
+
+
 @pytest.fixture(scope="session")
-def graph(folder: Path) -> Graph:
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Exports of the tiny detector, each made once in a run of the tests, whatever processes they run in."""
+    pytest.importorskip("onnxscript", reason=NO_ONNX)
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+
+    def make(part: str, precision: Stored) -> Graph:
+        key = {"part": part, "precision": precision}
+        data = cached("onnx", key, lambda: export_graph(str(folder), part, precision, print).onnx, print, shared)
+        return Graph(data, parse_info(read_metadata(data)["fastdetect"], part))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def graph(exported: Export) -> Graph:
     """The whole scorer, fp32."""
-    pytest.importorskip("onnxscript", reason=NO_ONNX)
-    return export_graph(str(folder), "detector", "fp32", lambda text: None)
+    return exported("detector", "fp32")
 
 
 @pytest.fixture(scope="session")
-def half(folder: Path) -> Graph:
+def half(exported: Export) -> Graph:
     """The masked image model with its inpainting, fp16."""
-    pytest.importorskip("onnxscript", reason=NO_ONNX)
-    return export_graph(str(folder), "masked-image-model", "fp16", lambda text: None)
+    return exported("masked-image-model", "fp16")
 
 
 @pytest.fixture(scope="session")

@@ -47,14 +47,15 @@ def on_a_full_disk(work: Callable[[], object], message: Path) -> str:
 
 
 def portrait_clip(path: Path, frames: int = 25) -> Path:
-    """A second of scikit-image's astronaut, moving a little, 256 x 256, H.264."""
+    """A second of scikit-image's astronaut, moving a little, 256 x 256, VP9."""
     from skimage.data import astronaut
 
     picture = astronaut()
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
+        stream = container.add_stream("libvpx-vp9", rate=25)
         stream.height = stream.width = 256
         stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "b": "0"}
         for i in range(frames):
             left = 97 + round(6 * np.sin(i / 4))
             rgb = np.ascontiguousarray(picture[2:258, left : left + 256])

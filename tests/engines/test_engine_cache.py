@@ -58,6 +58,21 @@ def test_what_is_not_whole_or_foreign_is_said_and_made_again(tmp_path: Path, dam
     assert unpack(file.read_bytes(), KEY) == build.data
 
 
+def test_what_is_whole_but_cannot_be_used_is_said_and_made_again(tmp_path: Path) -> None:
+    """A plan that the driver of today refuses."""
+    build, told, refused = Builder(b"plan"), [], []
+
+    def check(data: bytes) -> None:
+        refused.append(data)
+        raise EngineError("the runtime cannot load the engine")
+
+    for _ in range(2):
+        assert cached("plan", KEY, build, told.append, tmp_path, check=check) == b"plan"
+    assert (build.times, refused) == (2, [b"plan"])  # what was built just now is not asked about here
+    assert len(told) == 1
+    assert "cannot load the engine; it is made again" in told[0]
+
+
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> bytes:
         raise EngineError("the parser refuses it")

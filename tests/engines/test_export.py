@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,9 +11,18 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from engine_helpers import SIDE, on_a_full_disk
+from engine_helpers import SIDE, on_a_full_disk, start_child
 
-from fastdetect.engines.export import cached_graph, export_graph, export_model, torch_program, trace, write_together
+from fastdetect.engines.export import (
+    OPSET,
+    _hard_activations,
+    cached_graph,
+    export_graph,
+    export_model,
+    torch_program,
+    trace,
+    write_together,
+)
 from fastdetect.engines.graph import Graph, read_graph
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
 from fastdetect.models.checkpoint import read_config
@@ -115,6 +126,33 @@ def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path
     assert said.startswith("EngineError cannot write")
     assert "make room" in said
     assert list(full.iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing_under_a_name_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    write_together(tmp_path, {"a": b"1", "b": b"2"})
+
+    def die() -> None:  # with one of two files written
+        os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+        write_together(tmp_path, {"a": b"3", "b": b"4"})
+
+    _, status = os.waitpid(start_child(die), 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"1", b"2"]
+    assert len(list(tmp_path.iterdir())) == 3
+    write_together(tmp_path, {"a": b"5", "b": b"6"})
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"5", "b": b"6"}
+
+
+def test_activations_that_onnx_has_not_in_bf16_are_written_out() -> None:
+    net = torch.nn.Sequential(torch.nn.Hardswish(), torch.nn.Hardsigmoid()).eval()
+    x = torch.linspace(-9, 9, 99)
+    program = torch.onnx.export(
+        net, (x,), dynamo=True, opset_version=OPSET, custom_translation_table=_hard_activations(), verbose=False
+    )
+    onnx = program.model_proto
+    assert not {"HardSwish", "HardSigmoid"} & {node.op_type for node in onnx.graph.node}
+    (got,) = session(onnx.SerializeToString()).run(None, {onnx.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(got, net(x).numpy(), atol=1e-6)
 
 
 def test_what_cannot_be_exported_is_said_before_anything_is_written(folder: Path, tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_an_openvino_export_runs_by_itself(
     assert engine.name.startswith("openvino")
     assert engine.info == torch_fp32.info
     assert np.abs(engine.run(crops(4)).logits - torch_fp32.run(crops(4)).logits).max() <= 1e-3
+    weights = bytearray((tmp_path / "detector.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (tmp_path / "detector.bin").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"detector\.bin is not the file that detector\.json describes"):
+        load_engine(str(tmp_path), engine="openvino", device="cpu")
+    (tmp_path / "detector.json").unlink()
     (tmp_path / "detector.xml").write_text("<net/>")
     with pytest.raises(CheckpointError, match="OpenVINO cannot read"):
         load_engine(str(tmp_path), engine="openvino", device="cpu")

@@ -1,4 +1,4 @@
-"""Screening gives the same answer on every runtime."""
+"""Screening gives the same answer on every runtime, with either decoder."""
 
 import json
 from pathlib import Path
@@ -8,31 +8,42 @@ from engine_helpers import portrait_clip
 from typer.testing import CliRunner
 
 from fastdetect.cli import app
+from fastdetect.video import dali
+
+DALI = pytest.param(
+    "dali", marks=pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed: 'fastdetect[gpu]'")
+)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("skimage", reason="scikit-image, which carries the portrait, is not installed")
-    return portrait_clip(tmp_path_factory.mktemp("clip") / "person.mp4")
+    return portrait_clip(tmp_path_factory.mktemp("clip") / "person.webm")
 
 
-def screened(clip: Path, model: Path, engine: str, output: Path) -> dict:
+def screened(clip: Path, model: Path, engine: str, output: Path, decoder: str = "pyav") -> dict:
     options = ["--model", model, "--engine", engine, "--precision", "fp32", "--device", "cpu", "--workers", "1"]
+    options += ["--decoder", decoder]
     result = CliRunner().invoke(app, ["screen", str(clip), "-o", str(output), "--no-media", *map(str, options)])
     assert result.exit_code in (0, 1), (result.output, result.exception)
     (line,) = (output / "results.jsonl").read_text().splitlines()
     return json.loads(line)
 
 
-def test_the_verdict_does_not_depend_on_the_engine(clip: Path, folder: Path, onnx_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["pyav", DALI])
+def test_the_verdict_does_not_depend_on_engine_and_decoder(
+    clip: Path, folder: Path, onnx_file: Path, tmp_path: Path, decoder: str
+) -> None:
     want = screened(clip, folder, "torch", tmp_path / "torch")
     assert want["faces_scored"] == 16
     assert 0.02 < want["score"] < 0.98
-    for engine in ("onnxruntime", "openvino"):
+    for engine in ("torch", "onnxruntime", "openvino")[decoder == "pyav" :]:
         if engine == "openvino":
             pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdetect[openvino]'")
-        row = screened(clip, onnx_file, engine, tmp_path / engine)
+        model = folder if engine == "torch" else onnx_file
+        row = screened(clip, model, engine, tmp_path / f"{decoder}-{engine}", decoder)
         assert row["engine"].startswith(engine)
+        assert row["decoder"].startswith(decoder)
         assert row["verdict"] == want["verdict"]
         assert abs(row["score"] - want["score"]) <= 0.02
         same = ("model_id", "model_sha256", "preprocess_sha256", "calibration_id")

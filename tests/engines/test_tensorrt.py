@@ -1,17 +1,29 @@
 """TensorRT-RTX builds engines without a GPU; what needs one says so."""
 
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
+from engine_helpers import crops
 
-from fastdetect.engines import load_engine
+from fastdetect.engines import load_engine, tensorrt_build
 from fastdetect.engines.base import Profile
-from fastdetect.engines.export import export_graph, export_model
-from fastdetect.engines.graph import Graph
-from fastdetect.engines.tensorrt_build import build_plan, load_runtime, make_logger, parse, plan_key
+from fastdetect.engines.cache import pack, unpack
+from fastdetect.engines.export import export_model
+from fastdetect.engines.graph import Graph, Stored, read_graph
+from fastdetect.engines.tensorrt_build import (
+    _build_with_timings,
+    build_plan,
+    load_runtime,
+    make_logger,
+    parse,
+    plan_key,
+)
 from fastdetect.engines.tensorrt_engine import check_plan, read_plan
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
 
@@ -28,29 +40,102 @@ def no_gpu() -> None:
         pytest.skip("there is a CUDA device")
 
 
-def test_the_parser_takes_every_exported_graph(rtx: ModuleType, graph: Graph, half: Graph, folder: Path) -> None:
-    faces = export_graph(str(folder), "face-detector", "fp32", print)
-    for exported in (graph, half, faces):
-        logger = make_logger(rtx)
-        network, _parser = parse(rtx, rtx.Builder(logger), exported, logger)
-        assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        names = [network.get_output(i).name for i in range(network.num_outputs)]
-        assert names == list(exported.info.outputs)
-        assert logger.lines == []
+@pytest.mark.parametrize(
+    ("part", "precision"),
+    [
+        *(("detector", precision) for precision in get_args(Stored)),
+        ("masked-image-model", "fp16"),
+        ("face-detector", "fp32"),
+    ],
+)
+def test_the_parser_takes_every_exported_graph(
+    rtx: ModuleType, exported: Callable[..., Graph], part: str, precision: str
+) -> None:
+    graph, logger = exported(part, precision), make_logger(rtx)
+    network, _parser = parse(rtx, rtx.Builder(logger), graph, logger)
+    assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    names = [network.get_output(i).name for i in range(network.num_outputs)]
+    assert names == list(graph.info.outputs)
+    assert logger.lines == []
 
 
-def test_an_fp32_engine_of_the_whole_scorer_is_built(rtx: ModuleType, graph: Graph) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "precision"), [*product(("sm_86", "sm_89", "sm_120"), ("fp32", "fp16")), ("sm_120", "bf16")]
+)
+def test_engines_of_the_whole_scorer_are_built(
+    rtx: ModuleType, exported: Callable[..., Graph], gpu: str, precision: str
+) -> None:
     said: list[str] = []
-    built = build_plan(graph, "tensorrt-rtx", Profile.parse("1,4,8"), gpu="sm_86", say=said.append)
+    built = build_plan(
+        exported("detector", precision), "tensorrt-rtx", Profile.parse("1,4,8"), gpu=gpu, say=said.append
+    )
     assert len(built.plan) > 100_000
-    assert built.key["gpu"] == "sm_86"
+    assert (built.key["gpu"], built.key["precision"]) == (gpu, precision)
     assert "Building engine" in said
 
 
-def test_an_fp16_engine_is_built_by_the_types_of_its_graph(rtx: ModuleType, half: Graph) -> None:
-    full = build_plan(half, "tensorrt-rtx", Profile.parse("1,4,8"), gpu="sm_89")
-    assert full.key["precision"] == "fp16"
-    assert len(full.plan) > 100_000
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_kernel_timings_are_kept_and_damaged_or_foreign_ones_are_not_used(
+    rtx: ModuleType, half: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's own way to build, by TensorRT-RTX's builder: its interface is the same, its timings are empty."""
+    monkeypatch.setenv("FASTDETECT_CACHE", str(tmp_path))
+    key = {"runtime": "tensorrt-10", "gpu": "NVIDIA L4 sm_89"}
+
+    def build() -> list[str]:
+        logger, said = make_logger(rtx), []
+        builder = rtx.Builder(logger)
+        network, _parser = parse(rtx, builder, half, logger)
+        config, shapes = builder.create_builder_config(), builder.create_optimization_profile()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(rtx.ComputeCapability.SM89, 0)
+        shapes.set_shape("images", *[(1, 3, 64, 64)] * 3)
+        config.add_optimization_profile(shapes)
+        assert _build_with_timings(rtx, builder, network, config, key, said.append) is not None
+        return said
+
+    assert build() == []
+    (kept,) = tmp_path.glob("timings-*.bin")
+    assert build() == []
+    for foreign, why in ((kept.read_bytes()[:-1], "bytes"), (pack(b"", key | {"gpu": "T4 sm_75"}), "T4 sm_75")):
+        kept.write_bytes(foreign)
+        (said,) = build()
+        assert f"{kept} is not used" in said
+        assert why in said
+        unpack(kept.read_bytes(), key)  # and the new ones are kept
+
+
+def test_a_graph_with_quantised_nodes_is_built_by_its_types(rtx: ModuleType, onnx_file: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization", reason="needs onnx")
+    batches = iter([{"crops": crops(4)}])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict | None:
+            return next(batches, None)
+
+    file = tmp_path / "int8.onnx"
+    symmetric = {"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True}
+    int8 = quantization.QuantType.QInt8
+    quantization.quantize_static(
+        onnx_file, file, Reader(), activation_type=int8, weight_type=int8, op_types_to_quantize=["Conv", "MatMul"],
+        extra_options=symmetric,
+    )  # fmt: skip
+    quantised = read_graph(file)
+    assert b"QuantizeLinear" in quantised.onnx
+    assert len(build_plan(quantised, "tensorrt-rtx", Profile.parse("4"), gpu="sm_89").plan) > 100_000
+
+
+def test_tensorrt_builds_on_the_gpu_that_is_here_only(
+    rtx: ModuleType, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_build, "load_runtime", lambda runtime: rtx)
+    monkeypatch.setattr(tensorrt_build, "gpu_here", lambda device="cuda": ("sm_90", "NVIDIA H200"))
+    profile = Profile.parse("throughput")
+    with pytest.raises(UsageError, match=r"GPU that is here \(sm_90\), not for sm_80"):
+        plan_key(graph, "tensorrt", profile, "sm_80")
+    assert plan_key(graph, "tensorrt", profile, "sm_90")["gpu"] == "NVIDIA H200 sm_90"
+    with pytest.raises(EngineError, match="GPU NVIDIA H200 sm_90, here is NVIDIA H100 sm_90"):  # timed on the other
+        check_plan(plan_key(graph, "tensorrt", profile, None), f"tensorrt-{rtx.__version__}", "sm_90", "NVIDIA H100")
 
 
 def test_an_exported_plan_says_what_it_is_for(

@@ -70,6 +70,45 @@ def test_host_frames_are_taken_too(on_device: DeviceFaceDetector, portrait, devi
     assert on_device.detect([portrait])[0][0].box == on_device.detect(frames_there([portrait], device))[0][0].box
 
 
+def test_many_large_frames_go_through_in_parts(on_device: DeviceFaceDetector, portrait, device, monkeypatch):
+    frames = frames_there([portrait] * 5, device)
+    at_once, runs, run = on_device.detect(frames), [], DeviceFaceDetector._run
+
+    def counted(self: DeviceFaceDetector, pictures: torch.Tensor, scale: float) -> list:
+        runs.append(len(pictures))
+        return run(self, pictures, scale)
+
+    monkeypatch.setattr(DeviceFaceDetector, "_run", counted)
+    monkeypatch.setattr("fastdetect.faces.device.CHUNK_BYTES", 2 * 12 * portrait.shape[0] * portrait.shape[1])
+    for mine, theirs in zip(on_device.detect(frames), at_once, strict=True):
+        assert np.abs(np.subtract(mine[0].box, theirs[0].box)).max() < 0.01
+    assert runs[:3] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.0, 1.4])
+def test_no_frame_comes_to_the_host_but_the_pixels_around_faces(
+    on_device: DeviceFaceDetector, portrait, device, monkeypatch, zoom
+):
+    """Of a clip at 1280 x 720 with one face of 55 to 160 pixels."""
+    large = np.full((720, 1280, 3), 90, np.uint8)
+    small = cv2.resize(portrait, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    large[: len(small), 300 : 300 + len(small)] = small
+    frames, came = frames_there([large] * 4, device), []
+
+    def counted(pixels: torch.Tensor) -> np.ndarray:
+        came.append(pixels.numel())
+        return pixels.cpu().numpy()
+
+    monkeypatch.setattr("fastdetect.faces.device.on_host", counted)
+    faces = on_device.detect(frames)
+    assert came == []  # found without a pixel
+    track(faces, [0.0, 0.5, 1.0, 1.5], (1280, 720), frames=frames)
+    for frame, (face,) in zip(frames, faces, strict=True):
+        crop_face(frame, face.box, size=112)
+        face_quality(frame, face.box)
+    assert sum(came) < 0.15 * len(frames) * large.size
+
+
 def test_crops_measures_and_tracks_are_the_cpus_to_the_bit(on_device: DeviceFaceDetector, carphone, device):
     there = frames_there(carphone, device)
     faces = on_device.detect(there)

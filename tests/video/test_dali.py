@@ -12,7 +12,7 @@ from fastdetect.errors import MediaError, MissingDependencyError
 from fastdetect.reasons import Reason
 from fastdetect.video import SamplingPolicy, dali, decode, planned, probe
 from fastdetect.video.dali import DaliDecoder
-from fastdetect.video.lanes import nvdec
+from fastdetect.video.lanes import Machine, check_decoder, nvdec
 from fastdetect.video.planned import plan_clip
 from fastdetect.video.probe import DEFAULT_LIMITS
 from fastdetect.video.pyav import DecodedClip
@@ -317,3 +317,12 @@ def test_without_dali_the_message_names_the_extra(monkeypatch):
     monkeypatch.setattr(dali, "PACKAGES", ("nvidia-dali-nothing",))
     with pytest.raises(MissingDependencyError, match=r"fastdetect\[gpu\]"):
         DaliDecoder()
+
+
+@pytest.mark.parametrize(("found", "usable"), [("1.52.0", False), ("2.3.9", False), ("2.4.0", True), ("2.10.0", True)])
+def test_an_older_dali_counts_as_none(monkeypatch, found, usable):
+    monkeypatch.setattr(dali, "version", lambda package: found)
+    assert dali.installed() == (found if usable else None)
+    if not usable:
+        with pytest.raises(MissingDependencyError, match=r"2\.4 or newer"):
+            check_decoder("dali", Machine(dali.installed()))
