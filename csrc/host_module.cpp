@@ -228,7 +228,7 @@ std::tuple<py::array, Labels, Vector> synthesize_positives(const py::array& z_in
   run(rows.count, threads, [&](int64_t begin, int64_t end) {
     if (!fastdetect::similarities(mining, begin, end, level)) unit_length = false;
   });
-  fastdetect::mine(mining, unit_length);
+  fastdetect::mine(mining, unit_length, level);
   if (state.bad) throw std::invalid_argument("z and center: want finite rows of unit length");
   if (lam && !(lam->ndim() == 1 && (lam->shape(0) == rows.count || lam->shape(0) == state.mined)))
     refuse("lam", *lam, "[N] or [M], M = " + std::to_string(state.mined));

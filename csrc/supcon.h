@@ -18,6 +18,8 @@ struct SupconJob {
   bool real_anchors, binary;
 };
 
+enum class SupconReduction : int64_t { kMean, kMeanAll, kSum };  // over rows with a positive, over anchors
+
 constexpr int64_t kSupconRows = 12;      // rows of a block: with two vectors of columns, 24 of AVX-512's registers
 constexpr int64_t kSupconColumns = 256;  // columns of a chunk: at D = 128 both copies of it fit into the L2 cache
 constexpr double kExponentLimit = 40.0;  // as supcon_chunked's
@@ -63,6 +65,10 @@ class Supcon {
   void forward(int64_t begin, int64_t end) const;   // row blocks
   void backward(int64_t begin, int64_t end) const;  // row blocks
   void losses(float* loss, float* statistics) const;  // [count], [3, count]
+  // Their mean or sum, from what losses() gave; where asked for, the coefficients [3, samples] of its gradient, when the
+  // rows are all samples.
+  float reduce(const float* loss, const float* statistics, SupconReduction reduction, double scale,
+               float* coefficients) const;
   void gradient(float* out, int64_t begin, int64_t end) const;  // [end - begin, width] of these rows
 
  private:

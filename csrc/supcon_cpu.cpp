@@ -98,6 +98,8 @@ void Supcon::set_rows() {
 
 void Supcon::set_anchors() {
   SupconTiles& t = tiles_;
+  position_.clear();
+  limit_.clear();
   for (int64_t i = job_.first; i < job_.first + job_.count; ++i) {
     const bool real = job_.labels[i] == 0;
     if (real || !job_.real_anchors) add_row(i, real ? t.columns : t.samples);
@@ -132,6 +134,26 @@ void Supcon::losses(float* loss, float* statistics) const {
   }
 }
 
+float Supcon::reduce(const float* loss, const float* statistics, SupconReduction reduction, double scale,
+                     float* coefficients) const {
+  const float *log_sum = statistics, *q = log_sum + job_.count, *count = q + job_.count;
+  double total = 0.0;
+  int64_t number = 0;
+  for (int64_t i = 0; i < job_.count; ++i) {
+    total += loss[i];
+    number += count[i] > 0.0f;
+  }
+  if (reduction == SupconReduction::kMeanAll) number = tiles_.anchors;
+  if (reduction == SupconReduction::kSum || number == 0) number = 1;
+  const float share = static_cast<float>(scale / static_cast<double>(number));
+  for (int64_t i = 0; coefficients && i < job_.count; ++i) {
+    coefficients[i] = count[i] > 0.0f ? share * q[i] : 0.0f;
+    coefficients[job_.count + i] = count[i] > 0.0f ? share / count[i] : 0.0f;
+    coefficients[2 * job_.count + i] = log_sum[i];
+  }
+  return static_cast<float>(total * scale / static_cast<double>(number));
+}
+
 void Supcon::set_coefficients(const float* coefficients, bool fused) {
   SupconTiles& t = tiles_;
   const float *r = coefficients, *c = r + job_.samples, *log_sum = c + job_.samples;
@@ -148,6 +170,8 @@ void Supcon::set_coefficients(const float* coefficients, bool fused) {
       c_[padded + place_[i]] = c[i];
     }
   }
+  position_.clear();
+  limit_.clear();
   for (int64_t i = job_.first; i < job_.first + job_.count; ++i) {
     const bool real = job_.labels[i] == 0;
     add_row(i, real ? t.columns : t.anchors);  // a fake that is no anchor meets anchors only
@@ -156,6 +180,8 @@ void Supcon::set_coefficients(const float* coefficients, bool fused) {
   for (int64_t j = 0; j < others; ++j) add_row(job_.samples + j, t.anchors);
   set_rows();
   grad_.assign(t.rows * t.stride, 0.0f);
+  row_rho_.clear();
+  row_c_.clear();
   for (const int32_t position : position_) {
     row_rho_.push_back(rho_[position]);
     row_c_.push_back(c_[position]);

@@ -80,7 +80,7 @@ constexpr int64_t kSumRows = 256;        // rows per partial sum on the CPU: fix
 
 // CPU. Each works on [begin, end) of rows, slots, rows and chunks, so that the caller owns the threading.
 bool similarities(const MineJob& job, int64_t begin, int64_t end, CpuLevel level);  // all rows of unit length?
-void mine(const MineJob& job, bool unit_length);                                   // after similarities of all rows
+void mine(const MineJob& job, bool unit_length, CpuLevel level);                   // after similarities of all rows
 void synthesize(const SynthesisJob& job, int64_t begin, int64_t end, CpuLevel level);
 void synthesize_backward(const SynthesisBackwardJob& job, int64_t begin, int64_t end, CpuLevel level);
 void partial_sums(const SumsJob& job, int64_t begin, int64_t end, CpuLevel level);

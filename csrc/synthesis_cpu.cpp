@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "synthesis_kernels.h"
-#include "synthesis_math.h"
 
 namespace fastdetect {
 
@@ -26,36 +26,12 @@ void partial_sums(const SumsJob& job, int64_t begin, int64_t end, CpuLevel level
   FASTDETECT_DISPATCH(level, partial_sums(job, begin, end));
 }
 
-void mine(const MineJob& job, bool unit_length) {
+void mine(const MineJob& job, bool unit_length, CpuLevel level) {
   double length = 0.0;
   for (int64_t k = 0; k < job.z.width; ++k) length += static_cast<double>(job.center[k]) * job.center[k];
-  MineState state{0, !unit_length || !(std::abs(length - 1.0) <= kUnitTolerance), 0, 0};
-  std::vector<uint64_t> order;  // (similarity, row): ties go to the lower row
-  order.reserve(job.z.count);
-  for (int64_t i = 0; i < job.z.count; ++i) {
-    const bool real = job.labels[i] == 0;
-    const uint32_t key = order_key(job.similarity[i], real);
-    if (real)
-      order.push_back(static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(i));
-    else
-      state.fake = std::max<int64_t>(state.fake, key);
-    state.bad |= job.labels[i] < 0;
-  }
-  state.reals = static_cast<int64_t>(order.size());
-  state.mined = mined_count(job.rho, state.reals, job.capacity);
-  std::fill(job.index + state.mined, job.index + job.capacity, -1);
-  if (state.mined) {
-    uint64_t last = UINT64_MAX;
-    if (state.mined < state.reals) {
-      std::vector<uint64_t> ranked = order;
-      std::nth_element(ranked.begin(), ranked.begin() + state.mined - 1, ranked.end());
-      last = ranked[state.mined - 1];
-    }
-    int64_t* out = job.index;
-    for (const uint64_t entry : order)
-      if (entry <= last) *out++ = static_cast<int64_t>(entry & 0xFFFFFFFFu);
-  }
-  *job.state = state;
+  *job.state = {0, !unit_length || !(std::abs(length - 1.0) <= kUnitTolerance), 0, 0};
+  const auto keys = std::make_unique_for_overwrite<uint32_t[]>(job.z.count);
+  FASTDETECT_DISPATCH(level, mine(job, keys.get()));
 }
 
 void finish_sums(const SumsJob& job) {

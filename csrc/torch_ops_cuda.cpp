@@ -50,7 +50,8 @@ std::tuple<Tensor, Tensor> synthesize(const Tensor& z, const Tensor& center, con
 Tensor synthesize_backward(const Tensor& grad, const Tensor& z, const Tensor& center, const Tensor& index,
                            const Tensor& lam) {
   const Place place(z);
-  fastdetect::SynthesisGradient made(grad, z, center, index, lam);
+  fastdetect::SynthesisGradient made(grad, z, center, index, lam,
+                                     torch::stable::new_empty(z, {z.size(0), z.size(1)}), false);
   check("synthesize_backward", fastdetect::cuda::synthesize_backward(made.job, place.stream));
   return made.out;
 }

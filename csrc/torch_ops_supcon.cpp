@@ -3,7 +3,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "supcon.h"
 
@@ -72,6 +74,38 @@ std::tuple<Tensor, Tensor> backward(const Tensor& columns, const Tensor& labels,
   return {grad, others};
 }
 
+// The lowest label; where it is not negative also the reduced loss [] and, if wanted, its gradient for the samples and the
+// synthetic positives, both empty where the exponents need a maximum. One call for both: packing the columns twice, and
+// what torch does around an op, cost more than the products of a batch of 64.
+std::tuple<int64_t, Tensor, Tensor> reduced(const Tensor& columns, const Tensor& labels, int64_t synthetic,
+                                            double temperature, double margin, bool real_anchors, bool binary,
+                                            int64_t reduction, double scale, bool need_grad) {
+  const int64_t samples = labels.size(0), width = columns.size(1);
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  const int64_t lowest = *std::min_element(label, label + samples);
+  const Tensor none = torch::stable::new_empty(columns, {0});
+  if (lowest < 0) return {lowest, none, none};
+  Supcon supcon(job_of(columns, labels, synthetic, 0, samples, temperature, margin, real_anchors, binary),
+                fastdetect::best_cpu_level());
+  if (!prepare(supcon, columns)) return {lowest, none, none};
+  supcon.set_anchors();
+  torch::stable::parallel_for(0, supcon.row_blocks(), grain(columns),
+                              [&](int64_t begin, int64_t end) { supcon.forward(begin, end); });
+  std::vector<float> rows(samples), statistics(3 * samples), coefficients(need_grad ? 3 * samples : 0);
+  supcon.losses(rows.data(), statistics.data());
+  Tensor loss = torch::stable::new_empty(columns, {});
+  *loss.mutable_data_ptr<float>() =
+      supcon.reduce(rows.data(), statistics.data(), static_cast<fastdetect::SupconReduction>(reduction), scale,
+                    need_grad ? coefficients.data() : nullptr);
+  if (!need_grad) return {lowest, loss, none};
+  supcon.set_coefficients(coefficients.data(), false);
+  torch::stable::parallel_for(0, supcon.row_blocks(), grain(columns),
+                              [&](int64_t begin, int64_t end) { supcon.backward(begin, end); });
+  Tensor grad = torch::stable::new_empty(columns, {supcon.rows(), width});
+  supcon.gradient(grad.mutable_data_ptr<float>(), 0, supcon.rows());
+  return {lowest, loss, grad};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdetect_cpu, m) {
@@ -82,9 +116,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdetect_cpu, m) {
       "supcon_backward(Tensor columns, Tensor labels, int synthetic, int first, int count, float temperature, "
       "float margin, bool real_anchors, bool binary, Tensor coefficients, bool fused, int level=-1) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "supcon_reduced(Tensor columns, Tensor labels, int synthetic, float temperature, float margin, bool real_anchors, "
+      "bool binary, int reduction, float scale, bool need_grad) -> (int, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdetect_cpu, CPU, m) {
   m.impl("supcon", TORCH_BOX(&forward));
   m.impl("supcon_backward", TORCH_BOX(&backward));
+  m.impl("supcon_reduced", TORCH_BOX(&reduced));
 }

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> mine(const Tensor& z, const Tensor& labels, c
   torch::stable::parallel_for(0, z.size(0), grain(z.size(1)), [&](int64_t begin, int64_t end) {
     if (!fastdetect::similarities(mining.job, begin, end, level)) unit_length = false;
   });
-  fastdetect::mine(mining.job, unit_length);
+  fastdetect::mine(mining.job, unit_length, level);
   return {mining.index, mining.similarity, mining.state};
 }
 
@@ -44,9 +44,8 @@ std::tuple<Tensor, Tensor> synthesize(const Tensor& z, const Tensor& center, con
 
 Tensor synthesize_backward(const Tensor& grad, const Tensor& z, const Tensor& center, const Tensor& index,
                            const Tensor& lam) {
-  fastdetect::SynthesisGradient made(grad, z, center, index, lam);
-  fastdetect::huge_pages(made.out);
-  made.job.zeroed = fastdetect::zero_pages(made.out);
+  const fastdetect::Output out = fastdetect::mostly_zero(z);
+  fastdetect::SynthesisGradient made(grad, z, center, index, lam, out.tensor, out.zero);
   const CpuLevel level = fastdetect::best_cpu_level();
   torch::stable::parallel_for(0, z.size(0), grain(z.size(1)), [&](int64_t begin, int64_t end) {
     fastdetect::synthesize_backward(made.job, begin, end, level);

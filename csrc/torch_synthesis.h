@@ -1,4 +1,5 @@
-// Torch tensors to the jobs of synthesis.h, for the CPU and the CUDA ops alike: outputs are allocated here.
+// Torch tensors to the jobs of synthesis.h, for the CPU and the CUDA ops alike. Outputs are allocated
+// here, but for the gradient.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -64,8 +65,8 @@ struct SynthesisGradient {
   SynthesisBackwardJob job;
 
   SynthesisGradient(const Tensor& grad, const Tensor& z, const Tensor& center, const Tensor& index,
-                    const Tensor& lam)
-      : out(torch::stable::new_empty(z, {z.size(0), z.size(1)})),
+                    const Tensor& lam, const Tensor& out_, bool zeroed)  // [N, D]
+      : out(out_),
         job{rows_of(z),
             center.const_data_ptr<float>(),
             index.const_data_ptr<int64_t>(),
@@ -73,7 +74,7 @@ struct SynthesisGradient {
             lam.const_data_ptr<float>(),
             grad.const_data_ptr(),
             out.mutable_data_ptr(),
-            false} {}
+            zeroed} {}
 };
 
 struct Sums {

@@ -10,16 +10,16 @@ from fastdetect.data.forgery import Dice
 
 
 def degrade(pairs: Tensor, dice: Dice) -> Tensor:
-    """Change light, resolution, sharpness, noise and compression, alike for all pictures of a group.
+    """Change light, resolution, sharpness, noise and compression, in place and alike for all pictures of a group.
 
     Args:
         pairs: [G,B,3,S,S] in [0,1], G pictures (a real and its fakes) of each of B faces; S a multiple of 16.
         dice: random numbers for B.
     Returns:
-        The same shape; noise is drawn once per face too, so a real and its fake differ by the forgery alone.
+        `pairs`; noise is drawn once per face too, so a real and its fake differ by the forgery alone.
     """
     group, batch = pairs.shape[:2]
-    x = pairs.flatten(0, 1).clone()
+    x = pairs.view(-1, *pairs.shape[2:])
 
     def apply(p: float, change: Callable[..., Tensor], *parameters: Tensor) -> None:
         chosen = dice.chance(p).repeat(group)
@@ -44,4 +44,4 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
     apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))
     apply(0.25, grain, dice.uniform(0.0, 0.04))
     apply(0.6, filters.jpeg, dice.uniform(30, 95).round())
-    return x.reshape(pairs.shape)
+    return pairs

@@ -122,5 +122,8 @@ def rasterize(polygon: Tensor, size: int, scale: float) -> Tensor:
     rise = torch.where((y1 - y0).abs() < 1e-9, torch.ones_like(y0), y1 - y0)[..., None]
     crossing = x0[..., None] + (y - y0[..., None]) / rise * (x1 - x0)[..., None]
     crossing = torch.where(spans, crossing, torch.full_like(crossing, -torch.inf))
-    left = (crossing[..., None] > centres).sum(1)  # [B, rows, columns]: edges to the right of each cell
-    return (left % 2).to(polygon.dtype)[:, None]
+    cell = torch.searchsorted(centres, crossing).mT  # [B, rows, edges]: how many cells lie to the left of each crossing
+    count = torch.zeros(*cell.shape[:2], size + 1, dtype=torch.int32, device=polygon.device)
+    count.scatter_add_(2, cell, torch.ones((), dtype=count.dtype, device=count.device).expand(cell.shape))
+    right = count.flip(2).cumsum(2, dtype=torch.int32).flip(2)[..., 1:]  # edges to the right of each cell
+    return (right % 2).to(polygon.dtype)[:, None]

@@ -27,8 +27,18 @@ def apply_to_(images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *pa
     """
     rows = torch.nonzero(chosen).flatten()
     if len(rows):
-        images.index_copy_(0, rows, change(images[rows], *(p[rows] for p in parameters)))
+        changed = change(images.index_select(0, rows), *(p[rows] for p in parameters))
+        put_rows(images, rows, changed)
     return images
+
+
+def put_rows(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Write `changed` [N,...] to the rows [N] of `images`, in place."""
+    if images.device.type == "cpu":  # twice as fast as index_copy_ there
+        for row, picture in zip(rows.tolist(), changed, strict=True):
+            images[row] = picture
+    else:
+        images.index_copy_(0, rows, changed)
 
 
 def blur_resample(images: Tensor, zoom: Tensor, sigma: Tensor) -> Tensor:
@@ -44,8 +54,11 @@ def add_noise(images: Tensor, noise: Tensor, amount: Tensor) -> Tensor:
 
 def separable(images: Tensor, matrices: Tensor) -> Tensor:
     """Apply a linear map to rows and columns alike: M X M^T with M [B,S,S]."""
-    m = matrices[:, None]
-    return m @ images @ m.mT
+    half = (images.flatten(1, 2) @ matrices.mT).reshape(images.shape)
+    out = torch.empty_like(half)
+    for channel in range(images.shape[1]):  # a broadcast product would copy the matrices for each
+        torch.bmm(matrices, half[:, channel], out=out[:, channel])
+    return out
 
 
 def resample_matrix(factor: Tensor, size: int) -> Tensor:
@@ -64,10 +77,11 @@ def resample_matrix(factor: Tensor, size: int) -> Tensor:
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """Return [B,S,S] Gaussian blur of `sigma` pixels, rows summing to 1."""
-    pixel = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    squared = ((pixel[:, None] - pixel) / sigma.clamp(min=0.05)[:, None, None]) ** 2
+    apart = torch.arange(1 - size, size, device=sigma.device, dtype=sigma.dtype)
+    squared = (apart / sigma.clamp(min=0.05)[:, None]) ** 2
     # tails end at four sigma: left in, they are denormal numbers that make the product ten times as slow
     weights = torch.where(squared <= 16, torch.exp(-0.5 * squared.clamp(max=16)), 0.0)
+    weights = weights.unfold(1, size, 1).flip(1)  # row i: distances -i to size - 1 - i
     return weights / weights.sum(2, keepdim=True)
 
 
@@ -102,18 +116,19 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     batch = len(images)
     ycc = _mix(_TO_YCC.to(images) * 255, images)
     ycc[:, 0] -= 128
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None, None, None]
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None]
     k = torch.arange(8, device=images.device, dtype=images.dtype)
     dct = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
+    both_ways = torch.kron(dct, dct)  # of a block's 64 pixels: one product in place of two small ones a block
 
     def quantise(plane: Tensor, table: Tensor) -> Tensor:
         channels, side = plane.shape[1], plane.shape[2]
-        steps = ((table.to(images) * scale + 50) / 100).floor().clamp(1, 255)
-        blocks = plane.reshape(batch, channels, side // 8, 8, side // 8, 8).transpose(3, 4)
-        coefficients = dct @ blocks @ dct.T
-        coefficients.div_(steps).round_().mul_(steps)
-        return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(plane.shape)
+        steps = ((table.to(images).flatten() * scale + 50) / 100).floor_().clamp_(1, 255)[:, None]
+        cut = (batch, channels, side // 8, 8, side // 8, 8)
+        blocks = plane.reshape(cut).transpose(3, 4).reshape(batch, -1, 64)
+        coefficients = (blocks @ both_ways.T).div_(steps).round_().mul_(steps)
+        return (coefficients @ both_ways).view(*cut[:3], cut[4], 8, 8).transpose(3, 4).reshape(plane.shape)
 
     luma = quantise(ycc[:, :1], _LUMA) + 128
     half, double = (m.to(images) for m in _halving(images.shape[-1]))

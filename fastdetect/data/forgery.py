@@ -136,11 +136,13 @@ def face_masks(landmarks: Tensor, region: Tensor, size: int, dice: Dice) -> Tens
 
 def match_colour(source: Tensor, target: Tensor, masks: Tensor, strength: Tensor) -> Tensor:
     """Give `source` the mean and deviation per channel of `target` under the masks, by `strength` [B] in [0,1]."""
-    weight = masks / masks.sum((2, 3), keepdim=True).clamp(min=1.0)
+    weight = (masks / masks.sum((2, 3), keepdim=True).clamp(min=1.0)).flatten(2).mT
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (x * weight).sum((2, 3), keepdim=True)
-        return mean, ((x - mean).square() * weight).sum((2, 3), keepdim=True).sqrt().clamp(min=0.02)
+        flat = x.flatten(2)
+        mean = flat @ weight
+        square = flat.square() @ weight - (2 - weight.sum(1, keepdim=True)) * mean.square()
+        return mean[..., None], square.clamp(min=4e-4).sqrt()[..., None]
 
     (ms, ss), (mt, st) = moments(source), moments(target)
     matched = (source - ms) * (st / ss).clamp(0.4, 2.5) + mt
@@ -148,7 +150,7 @@ def match_colour(source: Tensor, target: Tensor, masks: Tensor, strength: Tensor
 
 
 def mismatch(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
-    """Change what the pasted part looks like: resolution, blur or sharpness, colour, noise, compression.
+    """Change, in place, what the pasted part looks like: resolution, blur or sharpness, colour, noise, compression.
 
     Each change is drawn per sample; `difficulty` widens the range downwards, to changes that hardly show.
     """
@@ -156,7 +158,7 @@ def mismatch(images: Tensor, difficulty: float, dice: Dice) -> Tensor:
     strength = least + (1 - least) * dice.uniform(0, 1)
     zoom = torch.where(dice.chance(0.55), 1 + strength * dice.uniform(0.2, 2.2), torch.ones_like(strength))
     sigma = torch.where(dice.chance(0.25), strength * dice.uniform(0.3, 1.8), torch.zeros_like(strength))
-    x = filters.apply_to_(images.clone(), (zoom > 1) | (sigma > 0), filters.blur_resample, zoom, sigma)
+    x = filters.apply_to_(images, (zoom > 1) | (sigma > 0), filters.blur_resample, zoom, sigma)
     filters.apply_to_(x, dice.chance(0.3), filters.sharpen, strength * dice.uniform(0.3, 1.8), dice.uniform(0.7, 2.0))
     filters.apply_to_(
         x,
@@ -255,10 +257,10 @@ def forge(
         own = dice.part(blends)
         same = torch.eye(2, 3, device=images.device).expand(len(blends), -1, -1)
         moved = _jittered(same, size, own.uniform(0, 1) * own.chance(0.8), own)
-        source.index_copy_(0, blends, filters.sample(images[blends], moved, size, _bent(size, own)))
+        filters.put_rows(source, blends, filters.sample(images[blends], moved, size, _bent(size, own)))
     if len(swaps):
         onto = affine_between(landmarks[swaps], donor_landmarks)
-        source.index_copy_(0, swaps, filters.sample(donors, onto, size, _bent(size, dice.part(swaps))))
+        filters.put_rows(source, swaps, filters.sample(donors, onto, size, _bent(size, dice.part(swaps))))
     if len(redrawn):
         if redraw is None:
             raise UsageError('fakes of the kind "regenerated" need `redraw`, a model that draws faces again')
@@ -270,8 +272,8 @@ def forge(
         fitted = match_colour(source[pasted], images[pasted], masks[pasted], fit).clamp_(0, 1)
         # a donor or a redrawn face is a mismatch in itself; half of them get no other
         altered = torch.nonzero((kind[pasted] == 0) | own.chance(1 - 0.5 * config.difficulty)).flatten()
-        fitted.index_copy_(0, altered, mismatch(fitted[altered], config.difficulty, dice.part(altered)))
-        source.index_copy_(0, pasted, fitted)
+        filters.put_rows(fitted, altered, mismatch(fitted[altered], config.difficulty, dice.part(altered)))
+        filters.put_rows(source, pasted, fitted)
     opacity = torch.where(
         dice.chance(0.5 * config.difficulty), dice.uniform(0.4, 1.0), torch.ones(batch, device=images.device)
     )
@@ -283,8 +285,8 @@ def forge(
         taken = taken & ~made.flatten(1).isnan().any(1) if drawn is not None else torch.zeros_like(taken)
         rest = torch.nonzero(~taken).flatten()
         if len(rest):
-            made.index_copy_(0, rest, resynthesis(images[whole[rest]], config.difficulty, dice.part(rest)))
-        source.index_copy_(0, whole, made)
+            filters.put_rows(made, rest, resynthesis(images[whole[rest]], config.difficulty, dice.part(rest)))
+        filters.put_rows(source, whole, made)
         everywhere = own.chance(0.6)[:, None, None, None]
         masks.index_copy_(0, whole, torch.where(everywhere, torch.ones_like(masks[whole]), masks[whole]))
     # some self-blends paste the untouched face onto the changed one instead

@@ -1,13 +1,20 @@
 """supcon_margin_loss by the C++ core: class pairs with denominator="all" on the CPU; see docs/kernels.md."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import load_cpu_library
+from fastdetect.ops.backend import backend, load_cpu_library, traced
 from fastdetect.ops.supcon_chunked import Problem, fused_grad
 
 MAX_WIDTH = 4096  # 12 rows of it are on a thread's stack
+NO_DOUBLE_BACKWARD = (
+    "supcon_margin_loss has no double backward: drop create_graph=True or set FASTDETECT_BACKEND=reference"
+)
+_REDUCTIONS = {"mean": 0, "mean_all": 1, "sum": 2}  # csrc/supcon.h
 
 
 def takes(p: Problem) -> bool:
@@ -35,6 +42,53 @@ def backward(p: Problem, coefficients: Tensor, level: int = -1) -> tuple[Tensor,
         others, fused = others.tensor_split([len(others) - fused_rows])
         others, samples = others.clone(), samples + fused_grad(p, fused)
     return samples.to(p.z.dtype), others.to(p.z.dtype)  # as synthetic's
+
+
+def reduces(p: Problem, reduction: str) -> bool:
+    """Whether `reduced` can be called: not for "none", a gradient of the fused fakes, a tracer."""
+    if traced(p.z, p.labels, p.synthetic) or backend() == "reference":
+        return False
+    return reduction in _REDUCTIONS and not p.fusion_grad and takes(p)
+
+
+def reduced(p: Problem, reduction: str, scale: float) -> Tensor | None:  # ()
+    """The loss times scale, its gradient made in the same call: around a batch of 64, calls cost more than products.
+
+    None where exponents need a running maximum.
+    """
+    z, synthetic = p.z, p.synthetic
+    learns = torch.is_grad_enabled() and (z.requires_grad or (synthetic is not None and synthetic.requires_grad))
+    loss = _Reduced.apply(z, synthetic, p, reduction, scale, learns)
+    return loss if loss.numel() else None
+
+
+class _Reduced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:  # ctx first: apply() then inspects no signature
+        z, _, p, reduction, scale, learns = args
+        columns, labels, others, _, _, *options = _arguments(_existing(p))
+        run = torch.ops.fastdetect_cpu.supcon_reduced.default
+        lowest, loss, grad = run(columns, labels, others, *options, _REDUCTIONS[reduction], scale, learns)
+        if lowest < 0:
+            refuse_label(lowest)
+        if learns:
+            ctx.save_for_backward(grad)
+            ctx.rows, ctx.dtype = len(z), z.dtype
+        assert isinstance(loss, Tensor)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise UsageError(NO_DOUBLE_BACKWARD)
+        grad = (ctx.saved_tensors[0] * upstream).to(ctx.dtype)
+        own, others = ctx.needs_input_grad[:2]
+        return grad[: ctx.rows] if own else None, grad[ctx.rows :] if others else None, *(None,) * 4
+
+
+def refuse_label(lowest: int) -> None:
+    """Raises ShapeError: a label is negative."""
+    raise ShapeError(f"labels: got {lowest}, want at least 0 (0 = real, > 0 = fake)")
 
 
 def _existing(p: Problem) -> Problem:

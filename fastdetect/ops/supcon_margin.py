@@ -102,30 +102,34 @@ def supcon_margin_loss(
         if normalize:
             exact = z.to(reference.accumulation_dtype(z))
             z = torch.nn.functional.normalize(exact, dim=-1).to(z.dtype)
-        loss, count = _rows_loss(
-            Problem(
-                z,
-                labels,
-                None,
-                None,
-                0,
-                positives,
-                synthetic,
-                None if fused_negatives is None else fused_negatives.index_a,
-                None if fused_negatives is None else fused_negatives.index_b,
-                None if fused_negatives is None else fused_negatives.weight,
-                None if fused_negatives is None else fused_negatives.center,
-                float(temperature),
-                float(margin),
-                anchors == "real",
-                denominator == "negatives",
-                pairing == "binary",
-                fusion_grad,
-            ),
-            group,
+        problem = Problem(
+            z,
+            labels,
+            None,
+            None,
+            0,
+            positives,
+            synthetic,
+            None if fused_negatives is None else fused_negatives.index_a,
+            None if fused_negatives is None else fused_negatives.index_b,
+            None if fused_negatives is None else fused_negatives.weight,
+            None if fused_negatives is None else fused_negatives.center,
+            float(temperature),
+            float(margin),
+            anchors == "real",
+            denominator == "negatives",
+            pairing == "binary",
+            fusion_grad,
         )
-        if base_temperature is not None:
-            loss = loss * (temperature / base_temperature)
+        scale = 1.0 if base_temperature is None else temperature / base_temperature
+        if group is None and supcon_cpu.reduces(problem, reduction):
+            _check_rows(problem)
+            made = supcon_cpu.reduced(problem, reduction, scale)
+            if made is not None:
+                return made
+        loss, count = _rows_loss(problem, group)
+        if scale != 1.0:
+            loss = loss * scale
         return _reduce(loss, count, labels, anchors, reduction, group)
 
 
@@ -230,10 +234,16 @@ def _check_values(p: Problem) -> None:
         return
     lowest = int(p.labels.min())
     if lowest < 0:
-        raise ShapeError(f"labels: got {lowest}, want at least 0 (0 = real, > 0 = fake)")
-    for name, index in {"index_a": p.index_a, "index_b": p.index_b}.items():
-        if index is not None and len(index) and not -1 <= int(index.min()) <= int(index.max()) < len(p.every()):
-            low, high = int(index.min()), int(index.max())
+        supcon_cpu.refuse_label(lowest)
+    _check_rows(p)
+
+
+def _check_rows(p: Problem) -> None:
+    for name, index in (("index_a", p.index_a), ("index_b", p.index_b)):
+        if index is None or not len(index):
+            continue
+        low, high = map(int, index.aminmax())
+        if low < -1 or high >= len(p.every()):
             raise ShapeError(f"fused_negatives.{name}: got {low} to {high}, want rows of z, -1 to {len(p.every()) - 1}")
 
 
@@ -321,9 +331,7 @@ def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None
     if upstream is None:
         return tuple(grads)
     if torch.is_grad_enabled():
-        raise UsageError(
-            "supcon_margin_loss has no double backward: drop create_graph=True or set FASTDETECT_BACKEND=reference"
-        )
+        raise UsageError(supcon_cpu.NO_DOUBLE_BACKWARD)
     *tensors, statistics = ctx.saved_tensors
     args = list(ctx.others)
     for i, tensor in zip(ctx.tensors, tensors, strict=True):

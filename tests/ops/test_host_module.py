@@ -143,6 +143,22 @@ def test_synthesis_is_the_op(level: str, threads: int, dtype: str) -> None:
         np.testing.assert_allclose(new, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("level", HAVE)
+@pytest.mark.parametrize("rows", [1, 15, 64, 1000])
+def test_mining_is_a_stable_sort(level: str, rows: int) -> None:
+    """Few cosines, of both signs and -0, shared by many rows: the selection's bits, and ties at its edge."""
+    rng = np.random.default_rng(rows)
+    cosine = rng.choice(np.array([-1, -0.75, -0.0, 0.0, 0.5, 0.5 + 2**-24, 0.75, 1], np.float32), rows)
+    z = np.stack([cosine, np.sqrt(1 - cosine.astype(np.float64) ** 2).astype(np.float32)], axis=1)
+    labels = rng.integers(0, 2, rows)
+    reals = np.flatnonzero(labels == 0)
+    for rho in (0.0, 0.01, 0.3, 0.5, 0.99, 1.0):
+        mined = reals[np.argsort(cosine[reals], kind="stable")[: int(np.ceil(rho * len(reals) - 1e-9))]]
+        center = np.array([1, 0], np.float32)
+        _, index, _ = _host.synthesize_positives(z, labels, center, rho=rho, seed=1, level=level)
+        np.testing.assert_array_equal(index, np.sort(mined))
+
+
 def test_synthesis_edges() -> None:
     z, labels, center = faces()
     none = _host.synthesize_positives(z, labels * 0 + 1, center, seed=1)

@@ -524,9 +524,9 @@ def test_error_double_backward() -> None:
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-def test_large_gradient_is_zero_where_nothing_was_mined() -> None:
-    """12 MB: pages that the kernel zeroes, and their ends that it does not."""
-    rows = 24576
+@pytest.mark.parametrize("rows", [24576, 70000])
+def test_large_gradient_is_zero_where_nothing_was_mined(rows: int) -> None:
+    """12 MB: pages that the kernel zeroes, and their ends that it does not. 36 MB: a mapping of its own."""
     z = torch.nn.functional.normalize(torch.randn(rows, 128), dim=1).requires_grad_()
     labels = torch.arange(rows) % 2
     made, index, _ = synthesize_positives(z, labels, update_center(None, z, labels), seed=1, guard=False)

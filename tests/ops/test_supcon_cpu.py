@@ -93,6 +93,54 @@ def test_exponents_that_need_a_maximum_are_left_to_the_chunks(change: dict) -> N
     assert supcon_cpu.backward(p, torch.rand(3, 9)) is None
 
 
+def gradients(
+    reduction: str, anchors: str, extras: bool, dtype: torch.dtype, scaled: float | None
+) -> list[torch.Tensor]:
+    torch.manual_seed(3)
+    z = F.normalize(torch.randn(40, 24), dim=1).to(dtype).requires_grad_()
+    made = F.normalize(torch.randn(6, 24), dim=1).to(dtype).requires_grad_()
+    fused = FusedNegatives(
+        torch.tensor([3, -1, 5]), torch.tensor([4, 2, -1]), torch.rand(3), F.normalize(torch.ones(24), dim=0)
+    )
+    loss = supcon_margin_loss(
+        z, torch.arange(40) % 3, anchors=anchors, reduction=reduction, synthetic=made if extras else None,
+        fused_negatives=fused if extras else None, base_temperature=scaled,
+    )  # fmt: skip
+    return [loss, *torch.autograd.grad(loss, [z, made] if extras else [z], torch.tensor(2.5))]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum"])
+@pytest.mark.parametrize("anchors", ["all", "real"])
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_in_the_forward(
+    monkeypatch: pytest.MonkeyPatch, reduction: str, anchors: str, extras: bool, dtype: torch.dtype
+) -> None:
+    """Loss and gradients by one call are those by two, which every rank and tracer takes."""
+    made = gradients(reduction, anchors, extras, dtype, 0.07)
+    monkeypatch.setattr(supcon_cpu, "reduces", lambda *_: False)
+    for actual, wanted in zip(made, gradients(reduction, anchors, extras, dtype, 0.07), strict=True):
+        assert actual.dtype == wanted.dtype
+        error = 1e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(actual, wanted, rtol=error, atol=error * wanted.abs().max().item())
+
+
+def test_gradient_in_the_forward_only_where_one_is_wanted() -> None:
+    z, labels = F.normalize(torch.randn(8, 4), dim=1), torch.arange(8) % 2
+    assert not supcon_margin_loss(z, labels).requires_grad
+    z.requires_grad_()
+    with torch.no_grad():
+        assert not supcon_margin_loss(z, labels).requires_grad
+    loss = supcon_margin_loss(z[:2], labels[:2])  # nobody has a positive
+    assert loss.item() == 0
+    assert (torch.autograd.grad(loss, z)[0] == 0).all()
+    loss = supcon_margin_loss(z, labels)
+    first, again = (torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        supcon_margin_loss(torch.autograd.forward_ad.make_dual(z, z), labels)
+
+
 def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the chunks were taken")
