@@ -216,11 +216,9 @@ def held_out_pairs(pack: FacePack, size: int, count: int) -> tuple[np.ndarray, l
     fakes: list[np.ndarray] = []
     persons: list[str] = []
     for turn, first in enumerate(range(0, count, 24)):
-        n, seed = min(24, count - first), batch_seed(7, turn)
-        made = source.batch(n, seed, ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25)))
-        # a batch draws its persons first
-        drawn = np.random.default_rng(seed).choice(len(source.persons), size=n, p=source.weights)
-        persons += [pack.identities[pack.identity[source.rows[source.persons[i][0]]]] for i in drawn]
+        kinds = ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25))
+        made = source.batch(min(24, count - first), batch_seed(7, turn), kinds)
+        persons += [pack.identities[i] for i in made.identity.tolist()]
         for images, parts in ((made.real, reals), (made.fake, fakes)):
             parts.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(reals + fakes), persons

@@ -22,13 +22,15 @@ from fastdetect.faces.crop import MARGIN
 @dataclass
 class PairBatch:
     """A batch of pairs: `real` and `fake` [B,3,S,S] in [0,1] with equal degradation, `kind` and `region` int64 [B];
-    `changed` [B,1,S,S] in [0,1], where the fake is not the real, see `forge`."""
+    `changed` [B,1,S,S] in [0,1], where the fake is not the real, see `forge`; `identity` int64 [B], whose faces, as in
+    the pack."""
 
     real: Tensor
     fake: Tensor
     changed: Tensor
     kind: Tensor
     region: Tensor
+    identity: Tensor
 
 
 class Pictures:
@@ -183,7 +185,7 @@ class PairSource:
         both = torch.stack([faces, forged.images])
         if self.degraded:
             both = degrade(both, dice)
-        return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region)
+        return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region, self.identity[chosen])
 
 
 @dataclass(frozen=True)
