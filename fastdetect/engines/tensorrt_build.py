@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from fastdetect.engines.base import Profile
 from fastdetect.engines.cache import Say, cache_folder, cached, pack, unpack, write_atomic
 from fastdetect.engines.graph import Graph
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:  # TensorRT 10's own signatures: mypy holds the adapter to them; TensorRT-RTX has those of 11
+    import tensorrt
 
 # Sides of the face detector's frames: 16:9 at its first pass, padded to multiples of 32.
 _SIDES = {"height": (64, 192, 1280), "width": (64, 320, 1280)}
@@ -119,30 +122,32 @@ def build_plan(
     key = plan_key(graph, runtime, profile, gpu, device)
     trt = load_runtime(runtime)
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder: tensorrt.Builder = trt.Builder(logger)
     network, _parser = parse(trt, builder, graph, logger)  # the parser owns the weights
     config = builder.create_builder_config()
     config.progress_monitor = _monitor(trt, say)
     shapes = builder.create_optimization_profile()
     for name, (_, *dims) in graph.info.inputs.items():
-        shapes.set_shape(name, *([_size(dim, i, profile) for dim in dims] for i in range(3)))
+        sizes: Any = [[_size(dim, i, profile) for dim in dims] for i in range(3)]
+        shapes.set_shape(name, *sizes)
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f"{key['runtime']} refuses the batch profile {key['profile']}: {logger.said()}")
     if runtime == "tensorrt-rtx":
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(_targets(trt)[key["gpu"].upper().replace("_", "")], 0)
+        _aim(config, _targets(trt)[key["gpu"].upper().replace("_", "")])
         plan = builder.build_serialized_network(network, config)
     else:
-        plan = _build_with_timings(trt, builder, network, config, key, say)
+        plan = _build_with_timings(builder, network, config, key, say)
     if plan is None:
         raise EngineError(f"{key['runtime']} could not build the {graph.info.part} for {key['gpu']}: {logger.said()}")
     return Plan(bytes(plan), key)
 
 
-def parse(trt: Any, builder: Any, graph: Graph, logger: Any) -> tuple[Any, Any]:
+def parse(
+    trt: Any, builder: tensorrt.Builder, graph: Graph, logger: tensorrt.ILogger
+) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     """The graph as a strongly typed network, and the parser, which must outlive it; raises EngineError."""
     network = builder.create_network(_strongly_typed(trt))
-    parser = trt.OnnxParser(network, logger)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse(graph.onnx):
         said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot read the {graph.info.part}'s graph: {said}")
@@ -160,13 +165,25 @@ def _targets(trt: Any) -> Mapping[str, Any]:
     return {name: value for name, value in members.items() if name.startswith("SM")}
 
 
+def _aim(config: Any, capability: Any) -> None:
+    """Build for this compute capability; TensorRT-RTX alone can."""
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
 def _size(dim: str | int, which: int, profile: Profile) -> int:
     if isinstance(dim, int):
         return dim
     return _SIDES[dim][which] if dim in _SIDES else (profile.least, profile.best, profile.most)[which]
 
 
-def _build_with_timings(trt: Any, builder: Any, network: Any, config: Any, key: Mapping[str, str], say: Say) -> Any:
+def _build_with_timings(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    key: Mapping[str, str],
+    say: Say,
+) -> tensorrt.IHostMemory | None:
     """Build with the kernel timings of earlier builds on this GPU with this version, and keep the new ones."""
     of = {name: key[name] for name in ("runtime", "gpu")}
     path = cache_folder() / f"timings-{of['runtime']}-{of['gpu'].replace(' ', '_')}.bin"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from fastdetect.engines.graph import Graph, GraphInfo, need_detector, parse_info
 from fastdetect.engines.scorer import SCORER_OUTPUTS
 from fastdetect.engines.tensorrt_build import Plan, cached_plan, gpu_here, load_runtime, make_logger
 from fastdetect.errors import CheckpointError, EngineError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class TensorRtEngine(FixedBatchEngine):
         self.image_size, self.grid = need_detector(source.info, "the graph")
         with torch.cuda.device(device):
             self._log = make_logger(trt)
-            self._runtime = trt.Runtime(self._log)
-            self._engine: Any = None
+            self._runtime: tensorrt.Runtime = trt.Runtime(self._log)
+            self._engine: tensorrt.ICudaEngine | None = None
             if isinstance(source, PlanFile):
                 built = source.plan
                 check_plan(built.key, f"{runtime}-{trt.__version__}", capability, name)
@@ -62,20 +65,21 @@ class TensorRtEngine(FixedBatchEngine):
                 built = cached_plan(source, runtime, shapes, device=device, say=say, check=self._load)
             self.info, self.precision, self.device = source.info.model, source.info.precision, device
             self.name, self.batch_size = built.key["runtime"], Profile.parse(built.key["profile"]).best
-            if self._engine is None:  # a kept one is loaded already
-                self._load(built.plan)
-            self._kernels = _KernelCache(self._engine, built.key)
-            self._context: Any = self._kernels.context()
-            if self._context is None:
+            engine = self._load(built.plan) if self._engine is None else self._engine  # a kept one is loaded already
+            self._kernels = _KernelCache(engine, built.key)
+            context = self._kernels.context()
+            if context is None:
                 raise EngineError(f"{self.name} has no memory for batches of {self.batch_size}: {self._log.said()}")
-            self._allocate()
+            self._context: tensorrt.IExecutionContext | None = context
+            self._allocate(context)
 
-    def _load(self, plan: bytes) -> None:
+    def _load(self, plan: bytes) -> tensorrt.ICudaEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError(f"the runtime cannot load the engine: {self._log.said()}; build it again here")
+        return self._engine
 
-    def _allocate(self) -> None:
+    def _allocate(self, context: tensorrt.IExecutionContext) -> None:
         shape = (self.batch_size, self.image_size, self.image_size, 3)
         self._stream = torch.cuda.Stream()
         self._staging = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
@@ -83,9 +87,9 @@ class TensorRtEngine(FixedBatchEngine):
         sizes = ((2,), (2,), (2,), self.grid)
         self._outputs = [torch.empty(self.batch_size, *size, device="cuda") for size in sizes]
         torch.cuda.synchronize()  # the buffers were made on another stream
-        self._context.set_input_shape("crops", shape)
+        context.set_input_shape("crops", shape)
         for tensor, buffer in zip(("crops", *SCORER_OUTPUTS), (self._input, *self._outputs), strict=True):
-            self._context.set_tensor_address(tensor, buffer.data_ptr())
+            context.set_tensor_address(tensor, buffer.data_ptr())
 
     def warm_up(self) -> None:
         """Run one batch of zeros; TensorRT-RTX compiles its kernels then, and they are kept."""
@@ -94,7 +98,7 @@ class TensorRtEngine(FixedBatchEngine):
 
     def close(self) -> None:
         """Free the engine and its buffers."""
-        self._context = self._engine = self._runtime = None
+        self._context = self._engine = None
         self._outputs.clear()
 
     def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -136,17 +140,17 @@ def check_plan(key: dict[str, str], runtime: str, capability: str, gpu: str) -> 
 class _KernelCache:
     """The kernels that TensorRT-RTX compiles on the device, kept between runs; TensorRT has none."""
 
-    def __init__(self, engine: Any, key: dict[str, str]) -> None:
+    def __init__(self, engine: tensorrt.ICudaEngine, key: dict[str, str]) -> None:
         self.engine, self.key = engine, key
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
         self.path = cache_folder() / f"kernels-{name}.bin"
         self.cache: Any = None
 
-    def context(self) -> Any:
-        """An execution context, with the kernels that are there."""
+    def context(self) -> tensorrt.IExecutionContext | None:
+        """An execution context, with the kernels that are there; None without memory."""
         if not self.key["runtime"].startswith("tensorrt-rtx"):
             return self.engine.create_execution_context()
-        config = self.engine.create_runtime_config()
+        config: Any = self.engine.create_runtime_config()
         self.cache = config.create_runtime_cache()
         if self.path.exists():
             try:
