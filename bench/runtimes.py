@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 from fastdetect.engines import Engine, load_engine
 from fastdetect.errors import FastdetectError
 from fastdetect.evaluation.protocol import contract_margin
-from fastdetect.evaluation.scoring import Cropper, VideoFaces, VideoScore, aggregate, contract_crop, extract_faces
+from fastdetect.evaluation.scoring import Cropper, VideoFaces, VideoScore, contract_crop, extract_faces, video_scores
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.network import Runtime
 from fastdetect.screening.verdict import Calibration
@@ -69,9 +69,7 @@ def extract(runtime: str, files: Sequence[Path], args: argparse.Namespace, cropp
 def scores(engine: Engine, videos: Sequence[VideoFaces]) -> list[VideoScore]:
     """Raw scores of videos."""
     crops = [person.crops["model"] for faces in videos for person in faces.tracks]
-    logits = engine.run(np.concatenate(crops)).logits.astype(np.float64)
-    margins = iter(np.split(logits[:, 1] - logits[:, 0], np.cumsum([len(part) for part in crops])[:-1]))
-    return [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
+    return video_scores(videos, engine.run(np.concatenate(crops)).logits)
 
 
 def compare(args: argparse.Namespace, files: Sequence[Path]) -> None:

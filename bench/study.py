@@ -38,7 +38,7 @@ from fastdetect.data.pairs import PairSource, batch_seed
 from fastdetect.engines.torch_engine import TorchEngine, best_precision, prepare
 from fastdetect.errors import DataError, ShapeError, UsageError
 from fastdetect.evaluation.index import REAL, Entry, read_index
-from fastdetect.evaluation.scoring import AGGREGATION, VideoFaces, aggregate, contract_crop
+from fastdetect.evaluation.scoring import AGGREGATION, VideoFaces, aggregate, contract_crop, video_scores
 from fastdetect.faces.crop import MARGIN
 from fastdetect.models.checkpoint import find_folder, read_config
 from fastdetect.models.detector import TwoBranchDetector, area_resize
@@ -246,16 +246,13 @@ def scores_of(run: Run, protocol: str, board: Board, args: argparse.Namespace) -
     heads = {"score": "image_logits", "image": "image_logits"}
     if run.config.residual:
         heads = {"score": "logits", "image": "image_logits", "residual": "residual_logits"}
-    ends = np.cumsum([len(person.frames) for faces in board.faces for person in faces.tracks])[:-1]
     outputs = {"video": engine.run(board.crops), "pairs": engine.run(board.pairs)}
     engine.close()
     scores: Scores = {"video": {}, "pairs": {}}
     for head, attribute in heads.items():
-        for what, output in outputs.items():
-            logits = getattr(output, attribute).astype(np.float64)
-            scores[what][head] = (logits[:, 1] - logits[:, 0]).tolist()
-        persons = iter(np.split(np.asarray(scores["video"][head]), ends))
-        told = [aggregate(faces, [next(persons) for _ in faces.tracks]).margin for faces in board.faces]
+        logits = {what: getattr(output, attribute).astype(np.float64) for what, output in outputs.items()}
+        scores["pairs"][head] = (logits["pairs"][:, 1] - logits["pairs"][:, 0]).tolist()
+        told = [score.margin for score in video_scores(board.faces, logits["video"])]
         scores["video"][head] = [margin for margin in told if margin is not None]  # the board has no other
     half = path.with_suffix(".partial")
     half.write_text(json.dumps({"key": key, "scores": scores}))

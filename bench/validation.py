@@ -38,6 +38,7 @@ from fastdetect.evaluation.scoring import (
     aggregate,
     contract_crop,
     extract_faces,
+    video_scores,
 )
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.video.sampling import SamplingPolicy
@@ -129,12 +130,7 @@ def our_reports(
     videos = [cache.get(entry, crop) for entry in entries]
     crops = [person.crops[name] for faces in videos for person in faces.tracks]
     out = engine.run(np.concatenate(crops))
-    ends = np.cumsum([len(part) for part in crops])[:-1]
-    scores: dict[str, list[VideoScore]] = {}
-    for head, attribute in heads.items():
-        logits = getattr(out, attribute).astype(np.float64)
-        margins = iter(np.split(logits[:, 1] - logits[:, 0], ends))
-        scores[head] = [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
+    scores = {head: video_scores(videos, getattr(out, attribute)) for head, attribute in heads.items()}
     engine.close()
     about = {
         "model": info.model_id,

@@ -212,6 +212,19 @@ def aggregate(
     return VideoScore(margin, position, margins[position][faces.tracks[position].usable])
 
 
+def video_scores(videos: Sequence[VideoFaces], logits: np.ndarray) -> list[VideoScore]:
+    """Scores of many videos whose faces went through a model together.
+
+    Args:
+        videos: their faces.
+        logits: [N,2], real and fake, of all faces: video by video, track by track.
+    """
+    values = logits.astype(np.float64)
+    counts = [len(person.frames) for faces in videos for person in faces.tracks]
+    margins = iter(np.split(values[:, 1] - values[:, 0], np.cumsum(counts)[:-1]))
+    return [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
+
+
 def engine_scores(
     engine: "Engine", faces: VideoFaces, crop: str = "model"
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

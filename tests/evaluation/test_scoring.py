@@ -12,7 +12,7 @@ from fastdetect.data.manifest import Manifest, Sample
 from fastdetect.evaluation import scoring
 from fastdetect.evaluation.clips import read_clip
 from fastdetect.evaluation.index import from_manifest
-from fastdetect.evaluation.scoring import Gate, TrackFaces, VideoFaces, aggregate
+from fastdetect.evaluation.scoring import Gate, TrackFaces, VideoFaces, aggregate, video_scores
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.video.sampling import SamplingPolicy
 
@@ -37,6 +37,14 @@ def test_one_outlier_and_unusable_faces_do_not_move_a_track() -> None:
     assert score.margin is not None
     assert abs(score.margin) < 0.2
     assert score.face_margins.size == 15
+
+
+def test_faces_that_were_scored_together_go_back_to_their_videos() -> None:
+    videos = [faces([True] * 4, [True] * 3), faces(), faces([True] * 5)]
+    margins = np.r_[np.full(4, 1.0), np.full(3, 2.0), np.full(5, -3.0)]
+    logits = np.stack([np.full(12, 0.25), margins + 0.25], 1).astype(np.float32)
+    assert [score.margin for score in video_scores(videos, logits)] == [2.0, None, -3.0]
+    assert video_scores([faces()], np.empty((0, 2)))[0].margin is None
 
 
 def test_no_say_no_score() -> None:
