@@ -101,7 +101,7 @@ class Run:
 
     @property
     def done(self) -> Path:
-        return self.folder / "done.json"
+        return self.folder / "done"
 
 
 def plan_runs(args: argparse.Namespace) -> list[Run]:
@@ -155,9 +155,7 @@ def train_runs(runs: Sequence[Run], console: Console) -> int:
         train(run.config.model_copy(update={"resume": run.state.is_file()}), console)
         state = torch.load(run.state, map_location="cpu", mmap=True, weights_only=True)
         if state["step"] == run.config.steps:
-            log = json.loads((run.folder / "log.jsonl").read_text().splitlines()[-1])
-            seconds = 60 * state["minutes"] / state["step"] * (1 - log["data_wait"])  # the first run makes the pictures
-            run.done.write_text(json.dumps({"seconds_per_step": seconds}))
+            run.done.touch()
         if run.config.pieces and all(other.done.is_file() for other in runs if other.seed == run.seed):
             shutil.rmtree(run.config.pieces)  # gigabytes that no run of this seed needs any more
     return sum(not run.done.is_file() for run in runs)
@@ -328,10 +326,10 @@ def conditions(args: argparse.Namespace, runs: Sequence[Run], board: Board) -> d
         "threads": args.threads,
         "load": round(os.getloadavg()[0], 2),
         "settings": config.model_dump(mode="json", exclude=arms_own),
-        "weights_sha256": {
-            name: read_config(find_folder(path)).weights_sha256
+        "weights": {
+            name: {"model_id": stored.model_id, "sha256": stored.weights_sha256}
             for name, path in (("mim", config.mim), ("init", config.init))
-            if path
+            if path and (stored := read_config(find_folder(path)))
         },
         "pack": {
             "sha256": hashlib.sha256((args.pack / "faces.npz").read_bytes()).hexdigest(),
@@ -377,7 +375,6 @@ def study(args: argparse.Namespace, console: Console) -> dict[str, Any] | None:
         arm: {
             "title": TITLES[arm],
             "switches": ARMS[arm],
-            "seconds_per_step": [json.loads(run.done.read_text())["seconds_per_step"] for run in its],
             **intervals(draws, aucs[arm]),
         }
         for arm, its in by_arm.items()

@@ -28,11 +28,16 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     types = [kind for kind in counts if kind != REAL]
     fakes = {kind: f"{kind}: {counts[kind]['videos']} ({counts[kind]['identities']})" for kind in types}
     versions = ", ".join(f"{name} {data['versions'][name]}" for name in ("python", "torch", "timm"))
+    mim, init = data["weights"]["mim"]["model_id"], data["weights"].get("init")
+    first = f"of {init['model_id']}" if init else "of ImageNet" if config["image_weights"] else "random"
+    held = f", its first {config['freeze_stages']} stages held" if config["freeze_stages"] else ""
+    held += ", its depthwise kernels held" if config["freeze_depthwise"] else ""
     yield (
         f"{config['steps']:,} steps of {config['pairs']} pairs, seeds {', '.join(map(str, seeds))}; "
         f"{detector['image_backbone']} at {detector['image_size']} px, {detector['residual_backbone']} at "
         f"{detector['mim']['image_size']} px under {detector['protocol']}; {config['precision']}, {data['threads']} "
-        f"threads.\nTraining: {pack['train']['faces']:,} faces of {pack['train']['persons']:,} persons. Videos: "
+        f"threads.\nFirst weights: image branch {first}{held}; masked image model of {mim}; residual branch random.\n"
+        f"Training: {pack['train']['faces']:,} faces of {pack['train']['persons']:,} persons. Videos: "
         f"{counts[REAL]['videos']} real and {sum(counts[kind]['videos'] for kind in types)} fake "
         f"({videos['left_out']} without a usable face left out), {videos['sampling']}. Held-out pairs: "
         f"{data['pairs']['pairs']:,} of {data['pairs']['persons']} persons.\n{about['name']}, {about['memory_gb']} GB; "
@@ -40,12 +45,12 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "### Arms\n"
     yield "AUC, mean over the seeds. Videos: mean over the types of manipulation.\n"
-    heads = ["arm", "", "videos", "image branch", "residual branch", "held-out pairs", "image branch", "s a step"]
+    heads = ["arm", "", "videos", "image branch", "residual branch", "held-out pairs", "image branch"]
     yield _table(
         heads,
         [
             [name, arm["title"], *(_mean(arm, "video", head) for head in ("score", "image", "residual")),
-             *(_mean(arm, "pairs", head) for head in ("score", "image")), number(min(arm["seconds_per_step"]))]
+             *(_mean(arm, "pairs", head) for head in ("score", "image"))]
             for name, arm in arms.items()
         ],
     )  # fmt: skip
