@@ -66,8 +66,8 @@ class TensorRtEngine(FixedBatchEngine):
             self.info, self.precision, self.device = source.info.model, source.info.precision, device
             self.name, self.batch_size = built.key["runtime"], Profile.parse(built.key["profile"]).best
             engine = self._load(built.plan) if self._engine is None else self._engine  # a kept one is loaded already
-            self._kernels = _KernelCache(engine, built.key)
-            context = self._kernels.context()
+            self._kernels = _KernelCache(built.key)
+            context = self._kernels.context(engine)
             if context is None:
                 raise EngineError(f"{self.name} has no memory for batches of {self.batch_size}: {self._log.said()}")
             self._context: tensorrt.IExecutionContext | None = context
@@ -99,6 +99,7 @@ class TensorRtEngine(FixedBatchEngine):
     def close(self) -> None:
         """Free the engine and its buffers."""
         self._context = self._engine = None
+        self._staging = self._input = torch.empty(0, dtype=torch.uint8)
         self._outputs.clear()
 
     def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -140,17 +141,17 @@ def check_plan(key: dict[str, str], runtime: str, capability: str, gpu: str) -> 
 class _KernelCache:
     """The kernels that TensorRT-RTX compiles on the device, kept between runs; TensorRT has none."""
 
-    def __init__(self, engine: tensorrt.ICudaEngine, key: dict[str, str]) -> None:
-        self.engine, self.key = engine, key
+    def __init__(self, key: dict[str, str]) -> None:
+        self.key = key
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
         self.path = cache_folder() / f"kernels-{name}.bin"
         self.cache: Any = None
 
-    def context(self) -> tensorrt.IExecutionContext | None:
+    def context(self, engine: tensorrt.ICudaEngine) -> tensorrt.IExecutionContext | None:
         """An execution context, with the kernels that are there; None without memory."""
         if not self.key["runtime"].startswith("tensorrt-rtx"):
-            return self.engine.create_execution_context()
-        config: Any = self.engine.create_runtime_config()
+            return engine.create_execution_context()
+        config: Any = engine.create_runtime_config()
         self.cache = config.create_runtime_cache()
         if self.path.exists():
             try:
@@ -158,7 +159,7 @@ class _KernelCache:
             except (EngineError, OSError):
                 self.path.unlink(missing_ok=True)  # compiled again, a few seconds
         config.set_runtime_cache(self.cache)
-        return self.engine.create_execution_context(config)
+        return engine.create_execution_context(config)
 
     def save(self) -> None:
         """Keep the kernels compiled so far."""
