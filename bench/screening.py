@@ -6,8 +6,10 @@
     python bench/screening.py --memory 2000         # resident memory over as many small files, and nothing else
 
 The usual pipeline: OpenCV decodes every frame; 16 of them, evenly spaced, go one by one through a face detector;
-each face goes by itself through the same model in eager fp32. It runs twice, with CenterFace as here, and with
-facenet-pytorch's MTCNN where that is installed (the `bench` extra). All get all cores. They take turns, file group by
+each face goes by itself through the same model in eager fp32. It runs with CenterFace as here, and with
+facenet-pytorch's MTCNN where that is installed (the `bench` extra); and, where the residual branch has no say in the
+model's verdict, once more with each as one who knows that would write it: the image branch alone, nothing inpainted.
+All get all cores. They take turns, file group by
 file group, and ratios are of medians; our time contains all set-up (processes, model), theirs none.
 """
 
@@ -33,9 +35,10 @@ import psutil
 import torch
 from rich.console import Console
 
+from fastdetect.engines.scorer import VerdictScorer
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.crop import crop_face
-from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.detector import TwoBranchDetector, residual_decides
 from fastdetect.screening.config import DetectionConfig, ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
@@ -99,11 +102,15 @@ def usual_detectors() -> dict[str, Detect]:
 
 
 class UsualPipeline:
-    """Decode everything, then frame by frame and face by face."""
+    """Decode everything, then frame by frame and face by face.
 
-    def __init__(self, model: TwoBranchDetector, detect: Detect) -> None:
-        self.model, self.detect = model, detect
-        self.size = model.config.image_size
+    Args:
+        model: gives logits [1,2] of a crop [1,S,S,3]; size: S.
+        detect: finds faces.
+    """
+
+    def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], size: int, detect: Detect) -> None:
+        self.model, self.size, self.detect = model, size, detect
         self.seconds = dict.fromkeys(("decode", "detect", "model"), 0.0)
 
     def screen(self, path: Path) -> float | None:
@@ -121,12 +128,28 @@ class UsualPipeline:
         scores = []
         with torch.no_grad():
             for crop in crops:
-                logits = self.model(torch.from_numpy(crop).permute(2, 0, 1)[None]).logits
+                logits = self.model(torch.from_numpy(crop)[None])
                 scores.append(float(logits.softmax(1)[0, 1]))
         ended = time.perf_counter()
         for stage, seconds in zip(self.seconds, (decoded - start, detected - decoded, ended - detected), strict=True):
             self.seconds[stage] += seconds
         return float(np.mean(scores)) if scores else None
+
+
+def usual_pipelines(model: str) -> dict[str, UsualPipeline]:
+    """The usual pipeline with each face detector, and with less of the model where its verdict needs less."""
+    detector = TwoBranchDetector.from_pretrained(model)
+    models: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "": lambda crops: detector(crops.permute(0, 3, 1, 2)).logits
+    }
+    if not residual_decides(model):
+        alone = VerdictScorer(detector).eval()
+        models[", nothing inpainted"] = lambda crops: alone(crops)[0]
+    return {
+        f"usual, {name}{how}": UsualPipeline(run, detector.config.image_size, detect)
+        for name, detect in usual_detectors().items()
+        for how, run in models.items()
+    }
 
 
 def _is_box(box: tuple[float, ...]) -> bool:
@@ -168,27 +191,32 @@ class Timed:
 
 def compare(files: list[Path], model: str, *, turns: int, config: ScreenConfig) -> dict[str, Any]:
     """Take turns on groups of files: all of a group for us, an eighth of it for the slow ones."""
-    detector = TwoBranchDetector.from_pretrained(model)
-    usual = {name: UsualPipeline(detector, detect) for name, detect in usual_detectors().items()}
-    ours, theirs = Timed(), {name: Timed() for name in usual}
+    usual, own = usual_pipelines(model), {"fastdetect": config}
+    if not config.media:
+        own["fastdetect, faces kept for the report"] = config.model_copy(update={"media": True})
+    ours, theirs = {name: Timed() for name in own}, {name: Timed() for name in usual}
     for pipeline in usual.values():
         pipeline.screen(files[0])  # warm-up: lazy initialisation is not what is measured
         pipeline.seconds = dict.fromkeys(pipeline.seconds, 0.0)
-    stages: Counter[str] = Counter()
+    stages: dict[str, Counter[str]] = {name: Counter() for name in own}
     for group in (files[i::turns] for i in range(turns)):
-        with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as quiet:
-            screen = partial(run_screening, expand_inputs(group), Path(out, "out"), config)
-            stages.update(ours.turn(len(group), partial(screen, console=Console(file=quiet))).stage_seconds)
+        for name, options in own.items():
+            with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as quiet:
+                screen = partial(run_screening, expand_inputs(group), Path(out, "out"), options)
+                stages[name].update(
+                    ours[name].turn(len(group), partial(screen, console=Console(file=quiet))).stage_seconds
+                )
         sample = group[: max(1, len(group) // 8)]
         for name, pipeline in usual.items():
             theirs[name].turn(len(sample), partial(list, map(pipeline.screen, sample)))
-    own = ours.figures(stages)
-    others = {name: theirs[name].figures(usual[name].seconds) for name in usual}
+    figures = {name: ours[name].figures(stages[name]) for name in own}
+    figures |= {name: theirs[name].figures(usual[name].seconds) for name in usual}
+    first = figures.pop("fastdetect")
     return {
         "files": len(files),
         "turns": turns,
-        "fastdetect": own,
-        "usual": {name: other | {"ratio": other["s_per_file"] / own["s_per_file"]} for name, other in others.items()},
+        "fastdetect": first,
+        "others": {name: one | {"ratio": one["s_per_file"] / first["s_per_file"]} for name, one in figures.items()},
     }
 
 
@@ -226,12 +254,12 @@ def print_memory(seen: list[tuple[int, float, float]]) -> None:
 def print_result(name: str, result: dict[str, Any]) -> None:
     """Every pipeline, a line each: wall time with set-up and report, CPU time, stages."""
     print(f"\n{name}: {result['files']} files in {result['turns']} turns")
-    rows = {"fastdetect": result["fastdetect"]} | {f"usual, {who}": row for who, row in result["usual"].items()}
+    rows = {"fastdetect": result["fastdetect"]} | result["others"]
     for title, one in rows.items():
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in one["stages_s"].items())
         ratio = f", {one['ratio']:.1f} times our time" if "ratio" in one else ""
         print(
-            f"  {title:17} {one['s_per_file']:6.2f} s/file {one['videos_per_hour']:7,.0f} videos/h, "
+            f"  {title:40} {one['s_per_file']:6.2f} s/file {one['videos_per_hour']:7,.0f} videos/h, "
             f"CPU {one['cpu_s_per_file']:5.2f} s/file{ratio}; {stages}"
         )
 

@@ -111,27 +111,24 @@ def screening_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator
 def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict[str, Any]:
     """Take bench/screening.py's measurement, after each pipeline has given a clip with a face a score."""
     from bench import screening
-    from fastdetect.models.detector import TwoBranchDetector
     from fastdetect.screening.config import ScreenConfig
     from fastdetect.screening.inputs import expand_inputs
     from fastdetect.screening.run import run_screening
 
     config = ScreenConfig.model_validate({"model": model, "media": False, "uncalibrated": True})
-    detector = TwoBranchDetector.from_pretrained(model)
-    usual = {f"usual, {who}": detect for who, detect in screening.usual_detectors().items()}
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
         files = screening.generate(Path(folder), clips)
         console = Console(file=quiet)
         run = run_screening(expand_inputs(files[:1]), Path(folder, "check"), config, console=console)
         right = {"ours": run.exit_code in (0, 1)}
-        for name, detect in usual.items():
-            right[name] = screening.UsualPipeline(detector, detect).screen(files[0]) is not None
+        for name, pipeline in screening.usual_pipelines(model).items():
+            right[name] = pipeline.screen(files[0]) is not None
         times: dict[str, Any] = {}
         if all(right.values()):
             got = screening.compare(files, model, turns=turns, config=config)
-            times = {"ours": got["fastdetect"]} | {f"usual, {who}": one for who, one in got["usual"].items()}
+            times = {"ours": got["fastdetect"]} | got["others"]
     providers: dict[str, Any] = {}
-    for name, fine in right.items():
+    for name, fine in (dict.fromkeys(times, True) | right).items():
         providers[name] = {"status": "ok"} if fine else {"status": "wrong", "note": "no score for a clip with a face"}
         if name in times:
             one = times[name]

@@ -19,7 +19,6 @@ from bench.decode import Decode
 from bench.decode_many import DecodeMany
 from bench.registry import OPS, Op, Shape
 from bench.train import STEPS
-from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.run import run_screening
@@ -62,7 +61,7 @@ def test_op(benchmark: Any, op: Op, shape: Shape, device: torch.device, name: st
     benchmark(run)
 
 
-@pytest.mark.parametrize("who", ["ours", *screening.usual_detectors()])
+@pytest.mark.parametrize("who", ["ours", *screening.usual_pipelines("fastdetect-small")])
 def test_screening(benchmark: Any, tmp_path: Path, who: str) -> None:
     benchmark.group = "screening, one clip, start-up included in ours"
     files = screening.generate(tmp_path, 1, side=256, frames=25)
@@ -72,5 +71,5 @@ def test_screening(benchmark: Any, tmp_path: Path, who: str) -> None:
         run = benchmark.pedantic(lambda: run_screening(expand_inputs(files), tmp_path / "out", config), rounds=1)
         assert run.exit_code in (0, 1)
         return
-    usual = screening.UsualPipeline(TwoBranchDetector.from_pretrained(model), screening.usual_detectors()[who])
+    usual = screening.usual_pipelines(model)[who]
     assert benchmark.pedantic(usual.screen, args=(files[0],), rounds=1) is not None

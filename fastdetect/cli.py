@@ -78,6 +78,9 @@ def screen(
     workers: Annotated[int | None, typer.Option(help="Processes that decode and find faces. [one per core]")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of wall time per file. [120]")] = None,
     no_media: Annotated[bool, typer.Option("--no-media", help="Keep no picture of any face.")] = False,
+    residual: Annotated[
+        str | None, typer.Option(help="shown or all: faces inpainted where the verdict needs none. [shown]")
+    ] = None,
     uncalibrated: Annotated[
         bool,
         typer.Option("--uncalibrated", help="Allow a model without calibration: no scores, no verdicts."),
@@ -110,6 +113,7 @@ def screen(
         "workers": workers,
         "timeout": timeout,
         "media": False if no_media else None,
+        "residual": residual,
         "uncalibrated": uncalibrated or None,
     }
     named = [*(inputs or ()), *(f"@{path}" for path in lists or ())]
@@ -353,7 +357,7 @@ def export(
     model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
     to: Annotated[str, typer.Option(help="onnx, openvino, tensorrt, tensorrt-rtx or torch.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")],
-    part: Annotated[str, typer.Option(help="detector, masked-image-model or face-detector.")] = "detector",
+    part: Annotated[str, typer.Option(help="detector, verdict, masked-image-model or face-detector.")] = "detector",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     batch: Annotated[
         str, typer.Option(help="TensorRT: latency, balanced, throughput, a size, or least,best,most.")
@@ -383,6 +387,22 @@ def convert(
 
     folder = convert_mae(source, output, heads=heads, decoder_heads=decoder_heads, norm_pix=norm_pix)
     typer.echo(f"model: {folder}")
+
+
+@models_app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Two or more folders, shipped names or Hub ids.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the model goes.")],
+    shares: Annotated[str | None, typer.Option(metavar="A,B,...", help="Weight of each. [equal]")] = None,
+) -> None:
+    """Average the weights of models that were trained from one another; calibrate the result afterwards."""
+    from fastdetect.models.average import average_models
+
+    try:
+        wanted = [float(share) for share in shares.split(",")] if shares else None
+    except ValueError:
+        raise UsageError(f"--shares {shares}: wanted a number for each model, such as 0.5,0.5") from None
+    typer.echo(f"model: {average_models(models, output, shares=wanted)}")
 
 
 @models_app.command()

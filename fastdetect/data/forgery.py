@@ -35,17 +35,19 @@ class ForgeryConfig:
             a network (`drawn`), or warped, smoothed and upsampled, as models that draw every pixel leave it.
         regions: weights of `REGIONS`, the part of the face that is replaced.
         difficulty: 0 = full opacity and large mismatches, 1 = down to faint ones.
+        matched: share of the reals that `Forged.reals` shows changed as a whole, as the pasted part of a fake is.
     """
 
     kinds: tuple[float, ...] = (0.35, 0.3, 0.15, 0.2)
     regions: tuple[float, ...] = (0.32, 0.1, 0.14, 0.12, 0.08, 0.04, 0.1, 0.1)
     difficulty: float = 1.0
+    matched: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.kinds) != len(KINDS) or len(self.regions) != len(REGIONS):
             raise UsageError(f"wanted {len(KINDS)} kinds and {len(REGIONS)} regions, got {self}")
-        if min(self.kinds) < 0 or min(self.regions) < 0 or not 0 <= self.difficulty <= 1:
-            raise UsageError(f"weights must not be negative and difficulty lie in [0, 1], got {self}")
+        if min(self.kinds) < 0 or min(self.regions) < 0 or not (0 <= self.difficulty <= 1 and 0 <= self.matched <= 1):
+            raise UsageError(f"weights must not be negative, difficulty and matched lie in [0, 1], got {self}")
 
     def draw(self, dice: "Dice", *, redraws: bool) -> Tensor:
         """Draw a batch's kinds int64 [B], indices into `KINDS`; without `redraws` none is "regenerated"."""
@@ -59,6 +61,9 @@ class Forged:
 
     Attributes:
         images: [B,3,S,S] in [0,1].
+        reals: [B,3,S,S] in [0,1], the reals to stand beside them: a self-blend's, where it was changed, as the whole
+            picture that the pasted part was taken from; another's with a change of its own. So what resolution,
+            noise, colour or compression a picture has is no answer, and what does not fit together is [ours].
         masks: [B,1,S,S] in [0,1], the opacity of what was pasted.
         changed: [B,1,S,S] in [0,1], how far each pixel is not the real's: the rest of the picture, where the untouched
             face was pasted onto a changed picture, and `masks` elsewhere.
@@ -66,6 +71,7 @@ class Forged:
     """
 
     images: Tensor
+    reals: Tensor
     masks: Tensor
     changed: Tensor
     kind: Tensor
@@ -287,12 +293,23 @@ def forge(
         if len(rest):
             filters.put_rows(made, rest, resynthesis(images[whole[rest]], config.difficulty, dice.part(rest)))
         filters.put_rows(source, whole, made)
-        everywhere = own.chance(0.6)[:, None, None, None]
+        everywhere = own.chance(0.6)
+        if config.matched:  # a picture that was filtered as a whole is not a fake
+            everywhere = everywhere & taken
+        everywhere = everywhere[:, None, None, None]
         masks.index_copy_(0, whole, torch.where(everywhere, torch.ones_like(masks[whole]), masks[whole]))
     # some self-blends paste the untouched face onto the changed one instead
     inverted = ((kind == 0) & dice.chance(0.3))[:, None, None, None]
     changed = torch.where(inverted, 1 - masks, masks)
-    return Forged(torch.lerp(images, source, changed), masks, changed, kind, region)
+    reals = images
+    if config.matched:
+        taken, blended = dice.chance(config.matched), kind == KINDS.index("self_blend")
+        pasted_from, others = torch.nonzero(taken & blended).flatten(), torch.nonzero(taken & ~blended).flatten()
+        reals = images.clone()
+        filters.put_rows(reals, pasted_from, source[pasted_from])
+        if len(others):
+            filters.put_rows(reals, others, mismatch(images[others], config.difficulty, dice.part(others)))
+    return Forged(torch.lerp(images, source, changed), reals, masks, changed, kind, region)
 
 
 def _bent(size: int, dice: Dice) -> Tensor:

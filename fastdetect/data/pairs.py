@@ -182,7 +182,7 @@ class PairSource:
             config=config, generator=dice.generator, redraw=self.redraw, kind=kind,
             drawn=self._drawn(chosen[whole], maps[whole]),
         )  # fmt: skip
-        both = torch.stack([faces, forged.images])
+        both = torch.stack([forged.reals, forged.images])
         if self.degraded:
             both = degrade(both, dice)
         return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region, self.identity[chosen])

@@ -25,6 +25,8 @@ class EngineOutput:
     Attributes:
         logits: [B,2], column 0 = real, 1 = fake; image_logits, residual_logits: the same of each branch.
         patch_scores: [B,gh,gw] reconstruction error of each patch, for heat maps.
+
+    An engine of the part `verdict` inpaints nothing: its residual_logits are NaN, its patch_scores [B,0,0].
     """
 
     logits: np.ndarray
@@ -69,7 +71,7 @@ class FixedBatchEngine(ABC):
     image_size: int
     batch_size: int
     info: ModelFolder
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None  # of the patch scores; None: an engine of the part `verdict`
 
     def run(self, crops: np.ndarray) -> EngineOutput:
         """Score crops.
@@ -80,17 +82,21 @@ class FixedBatchEngine(ABC):
             ShapeError: another shape or dtype.
         """
         check_crops(crops, self.image_size)
-        parts = []
+        parts: list[list[np.ndarray]] = [self._nothing()]
         for start in range(0, len(crops), self.batch_size):
             some = crops[start : start + self.batch_size]
             batch = np.zeros((self.batch_size, *some.shape[1:]), np.uint8)
             batch[: len(some)] = some
             parts.append([scores[: len(some)] for scores in self._scores(batch)])
-        if not parts:
-            none = np.zeros((0, 2), np.float32)
-            return EngineOutput(none, none.copy(), none.copy(), np.zeros((0, *self.grid), np.float32))
-        logits, image, residual, patches = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return EngineOutput(logits, image, residual, patches.reshape(-1, *self.grid))
+        found = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        if self.grid is None:
+            found += [np.full_like(found[0], np.nan), np.zeros((len(crops), 0, 0), np.float32)]
+        return EngineOutput(*found)
+
+    def _nothing(self) -> list[np.ndarray]:
+        """What `_scores` gives for no crop."""
+        sizes = ((2,), (2,)) if self.grid is None else ((2,), (2,), (2,), self.grid)
+        return [np.zeros((0, *size), np.float32) for size in sizes]
 
     def warm_up(self) -> None:
         """Run one batch of zeros, so that what a runtime does at its first run is done."""
@@ -98,7 +104,7 @@ class FixedBatchEngine(ABC):
 
     @abstractmethod
     def _scores(self, batch: np.ndarray) -> Sequence[np.ndarray]:
-        """The fields of EngineOutput, float32, of one full batch."""
+        """The fields of EngineOutput that the part has, in order, float32, of one full batch."""
 
     @abstractmethod
     def close(self) -> None:

@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from fastdetect import __version__
 from fastdetect.engines.base import Precision, Profile
 from fastdetect.engines.cache import Say, cached, writing
-from fastdetect.engines.graph import Graph, GraphInfo, Part, Stored, parse_info, read_graph
-from fastdetect.engines.scorer import INPAINTER_OUTPUTS, SCORER_OUTPUTS, FaceScorer, Inpainter
+from fastdetect.engines.graph import SCORERS, Graph, GraphInfo, Part, Scoring, Stored, parse_info, read_graph
+from fastdetect.engines.scorer import (
+    INPAINTER_OUTPUTS,
+    SCORER_OUTPUTS,
+    VERDICT_OUTPUTS,
+    FaceScorer,
+    Inpainter,
+    VerdictScorer,
+)
 from fastdetect.engines.torch_engine import prepare
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 from fastdetect.models.checkpoint import find_folder, read_config
@@ -68,7 +75,8 @@ def export_model(
         model: folder, shipped name or Hub id; a detector, or for its part a masked image model.
         to: one of TARGETS.
         output: folder; gets `PART.onnx|xml+bin|pt2|plan` and `PART.json`, which says what they are.
-        part: the whole face scorer, the masked image model with its inpainting, or the face detector.
+        part: the whole face scorer; the verdict alone, of a model whose residual branch has no say in it; the masked
+            image model with its inpainting; or the face detector.
         precision: of weights and activations; heads, residual and scores stay fp32.
         profile: batch sizes of a TensorRT engine; default 1,16,64.
         gpu: what TensorRT-RTX builds for (`sm_89`); default: the GPU here.
@@ -133,12 +141,13 @@ def write_together(output: Path, files: Mapping[str, bytes]) -> None:
             os.replace(Path(staging) / name, output / name)
 
 
-def cached_graph(model: str, precision: Precision, default: Stored, say: Say) -> Graph:
-    """The detector's graph for an engine: a file that `fastdetect export` wrote, or exported now and kept.
+def cached_graph(model: str, precision: Precision, default: Stored, say: Say, part: Scoring = "detector") -> Graph:
+    """A graph that scores faces, for an engine: a file that `fastdetect export` wrote, or exported now and kept.
 
     Args:
         model: an .onnx file, a folder with detector.onnx, or as for `export_model`.
         precision: what is wanted; `auto` takes a file as it is, and exports a model as `default`.
+        part: what is exported; a file has its own.
     """
     path = Path(model)
     file = path if path.suffix == ".onnx" else path / "detector.onnx"
@@ -150,17 +159,17 @@ def cached_graph(model: str, precision: Precision, default: Stored, say: Say) ->
     wanted: Stored = default if precision == "auto" else precision
     data = cached(
         "onnx",
-        graph_key(model, wanted) | {"opset": str(OPSET)},
-        lambda: export_graph(model, "detector", wanted, say).onnx,
+        graph_key(model, wanted, part) | {"opset": str(OPSET)},
+        lambda: export_graph(model, part, wanted, say).onnx,
         say,
     )
     return Graph(data, parse_info(read_metadata(data).get("fastdetect"), model))
 
 
-def graph_key(model: str, precision: Stored) -> dict[str, str]:
-    """What the graph of a model's detector depends on, for the cache."""
+def graph_key(model: str, precision: Stored, part: Scoring) -> dict[str, str]:
+    """What a graph that scores faces depends on, for the cache."""
     config = read_config(find_folder(model)).model_dump_json()
-    key = {"config": hashlib.sha256(config.encode()).hexdigest(), "precision": precision}
+    key = {"config": hashlib.sha256(config.encode()).hexdigest(), "precision": precision, "part": part}
     return key | {"fastdetect": __version__, "torch": torch.__version__}
 
 
@@ -229,12 +238,12 @@ def torch_program(traced: Traced) -> bytes:
 
 
 def trace(model: str, part: Part, precision: Stored) -> Traced:
-    """Load a network as a straight-line module: `FaceScorer` or `Inpainter`."""
+    """Load a network as a straight-line module: `FaceScorer`, `VerdictScorer` or `Inpainter`."""
     folder = find_folder(model)
     config = read_config(folder)
     made_with = {"fastdetect": __version__, "torch": torch.__version__.split("+")[0]}
     if config.model_type == "masked_image_model":
-        if part == "detector":
+        if part in SCORERS:
             raise UsageError(f"{model} is a masked image model; export it with --part masked-image-model")
         mim = MaskedImageModel.from_pretrained(folder)
         layout, gain = plan("complementary-4", mim.config.grid), 4.0
@@ -244,21 +253,23 @@ def trace(model: str, part: Part, precision: Stored) -> Traced:
     if part == "masked-image-model":
         return _traced_inpainter(detector.mim, detector.plan, c.gain, precision, config=config, made_with=made_with)
     prepare(detector, torch.device("cpu"), precision)
+    outputs: dict[str, list[str | int]] = {name: ["float32", "batch", 2] for name in VERDICT_OUTPUTS}
+    if part == "detector":
+        residual, patches = SCORER_OUTPUTS[2:]
+        outputs |= {residual: ["float32", "batch", 2], patches: ["float32", "batch", *c.mim.grid]}
     info = GraphInfo(
-        part="detector",
+        part=part,
         precision=precision,
         inputs={"crops": ["uint8", "batch", c.image_size, c.image_size, 3]},
-        outputs={
-            **{name: ["float32", "batch", 2] for name in SCORER_OUTPUTS[:3]},
-            SCORER_OUTPUTS[3]: ["float32", "batch", *c.mim.grid],
-        },
+        outputs=outputs,
         values="RGB crops, 0 to 255, cut as the preprocess contract says",
         model=config,
-        grid=c.mim.grid,
+        grid=c.mim.grid if part == "detector" else None,
         opset=OPSET,
         made_with=made_with,
     )
-    return Traced(FaceScorer(detector).eval(), torch.zeros(2, c.image_size, c.image_size, 3, dtype=torch.uint8), info)
+    scorer = FaceScorer(detector) if part == "detector" else VerdictScorer(detector)
+    return Traced(scorer.eval(), torch.zeros(2, c.image_size, c.image_size, 3, dtype=torch.uint8), info)
 
 
 def face_detector_graph(model: str, precision: str) -> Graph:

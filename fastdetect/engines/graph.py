@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,7 +15,9 @@ from fastdetect.errors import CheckpointError, EngineError
 from fastdetect.models.checkpoint import ModelFolder
 from fastdetect.onnx_wire import read_metadata
 
-Part = Literal["detector", "masked-image-model", "face-detector"]
+Part = Literal["detector", "verdict", "masked-image-model", "face-detector"]
+Scoring = Literal["detector", "verdict"]
+SCORERS = get_args(Scoring)
 Stored = Literal["fp32", "fp16", "bf16"]
 KEY = "fastdetect"
 
@@ -28,7 +30,7 @@ class GraphInfo(BaseModel):
         inputs, outputs: name -> [dtype, dimension, ...], a str dimension being free.
         values: what the input's numbers are.
         model: config of the model folder: preprocess contract, calibration, id, licence, the weights' SHA-256.
-        grid: (rows, columns) of the patch scores.
+        grid: (rows, columns) of the patch scores, where it has any.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -114,8 +116,8 @@ def parse_info(text: str | None, source: str) -> GraphInfo:
         raise CheckpointError(f"{source}: its description cannot be read: {error.errors()[0]['msg']}") from error
 
 
-def need_detector(info: GraphInfo, source: str) -> tuple[int, tuple[int, int]]:
-    """(crop side, patch grid) of a detector's graph; raises EngineError for another part."""
-    if info.part != "detector" or info.grid is None:
+def need_scorer(info: GraphInfo, source: str) -> tuple[int, tuple[int, int] | None]:
+    """(crop side, patch grid) of a graph that scores faces; raises EngineError for another part."""
+    if info.part not in SCORERS:
         raise EngineError(f"{source} holds the {info.part}, which scores no faces; export --part detector")
     return int(info.inputs["crops"][2]), info.grid

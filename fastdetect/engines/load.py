@@ -12,7 +12,7 @@ import torch
 
 from fastdetect.engines.base import Engine, EngineName, Precision, Profile
 from fastdetect.engines.cache import Say
-from fastdetect.engines.graph import Stored
+from fastdetect.engines.graph import Scoring, Stored
 from fastdetect.engines.torch_engine import Mode, TorchEngine, cpu_has_amx
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 
@@ -30,6 +30,7 @@ def load_engine(
     batch_size: int | None = None,
     profile: str | None = None,
     say: Say | None = None,
+    part: Scoring = "detector",
 ) -> Engine:
     """Load a model into an engine.
 
@@ -43,6 +44,8 @@ def load_engine(
         threads: of the model on a CPU, for torch set for the whole process; None leaves the runtime's own choice.
         batch_size: crops of one pass; profile: or a name of `fastdetect.engines.base.PROFILES`.
         say: hears slow steps; default: lines on standard error.
+        part: `detector`, or the `verdict` alone of a model whose residual branch has no say in it, see
+            `fastdetect.models.detector.residual_decides`: several times as fast. An export is what it is.
     Raises:
         UsageError: an option cannot be used.
         MissingDependencyError: the engine's package is not installed; says which extra.
@@ -61,7 +64,7 @@ def load_engine(
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     named = str(batch_size) if batch_size else profile
     shape = Profile.parse(named) if named else None
-    options = _Options(engine, device, precision, threads, shape, say or _tell)
+    options = _Options(engine, device, precision, threads, shape, say or _tell, part)
     if engine == "auto":
         engine = next((name for name, suffix in _SUFFIX.items() if _exported(model, suffix)), "")
         if not engine and (built := _fast_on_cpu(model, options)):
@@ -69,7 +72,7 @@ def load_engine(
         engine = engine or "torch"
     if engine in _TORCH:
         size = shape.best if shape else None
-        return TorchEngine(model, device=device, precision=precision, batch_size=size, mode=_TORCH[engine])
+        return TorchEngine(model, device=device, precision=precision, batch_size=size, mode=_TORCH[engine], part=part)
     build = {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(engine, _tensorrt)
     built = build(model, replace(options, engine=engine))
     if built.device != "cpu":
@@ -85,6 +88,7 @@ class _Options:
     threads: int | None
     shape: Profile | None
     say: Say
+    part: Scoring
 
     @property
     def batch_size(self) -> int | None:
@@ -99,7 +103,7 @@ def _onnxruntime(model: str, o: _Options) -> Engine:
     file = _exported(model, ".onnx")
     default: Stored = "fp32" if device == "cpu" else "fp16"
     check(device, default if o.precision == "auto" else o.precision)
-    graph = cached_graph(str(file or model), o.precision, default, o.say)
+    graph = cached_graph(str(file or model), o.precision, default, o.say, o.part)
     return OnnxRuntimeEngine(graph, device=device, threads=o.threads, batch_size=o.batch_size)
 
 
@@ -115,7 +119,7 @@ def _openvino(model: str, o: _Options) -> Engine:
     check(device, precision)
     onnx = _exported(model, ".onnx")
     source = _exported(model, ".xml") or (
-        cached_graph(str(onnx), "fp32", "fp32", o.say) if onnx else converted(model, o.say)
+        cached_graph(str(onnx), "fp32", "fp32", o.say) if onnx else converted(model, o.say, o.part)
     )
     return OpenVinoEngine(source, device=device, precision=precision, threads=o.threads, batch_size=o.batch_size)
 
@@ -146,8 +150,13 @@ def _tensorrt(model: str, o: _Options) -> Engine:
         raise UsageError(f"{runtime} runs on CUDA devices, got device 'cpu'; use --engine onnxruntime or openvino")
     device = "cuda" if o.device == "auto" else o.device
     gpu_here(device)
-    source = plan or cached_graph(model, o.precision, "fp16", o.say)
+    source = plan or cached_graph(model, o.precision, "fp16", o.say, o.part)
     return TensorRtEngine(source, runtime=runtime, device=device, profile=o.shape, say=o.say)
+
+
+def is_export(model: str) -> bool:
+    """Whether a name is of what `fastdetect export` wrote, and not of a model."""
+    return any(_exported(model, suffix) for suffix in _SUFFIX.values())
 
 
 def _exported(model: str, suffix: str) -> Path | None:

@@ -7,8 +7,7 @@ import onnxruntime as ort
 import torch
 
 from fastdetect.engines.base import FixedBatchEngine
-from fastdetect.engines.graph import Graph, need_detector
-from fastdetect.engines.scorer import SCORER_OUTPUTS
+from fastdetect.engines.graph import Graph, need_scorer
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 
 
@@ -25,7 +24,8 @@ class OnnxRuntimeEngine(FixedBatchEngine):
     def __init__(
         self, graph: Graph, *, device: str = "cpu", threads: int | None = None, batch_size: int | None = None
     ) -> None:
-        self.image_size, self.grid = need_detector(graph.info, "the graph")
+        self.image_size, self.grid = need_scorer(graph.info, "the graph")
+        self._outputs = list(graph.info.outputs)
         self.precision, self.info, self.device = graph.info.precision, graph.info.model, device
         provider = check(device, self.precision)
         self.name = f"onnxruntime-{ort.__version__}"
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine(FixedBatchEngine):
         if self._session is None:
             raise EngineError("this engine is closed; load it again")
         try:
-            return list(self._session.run(list(SCORER_OUTPUTS), {"crops": batch}))
+            return list(self._session.run(self._outputs, {"crops": batch}))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on a batch of {len(batch)}: {_first(error)}") from error
 

@@ -12,7 +12,7 @@ import torch
 
 from fastdetect.engines.cache import Say, cached
 from fastdetect.engines.export import PARITY, Traced, graph_key, trace
-from fastdetect.engines.graph import GraphInfo
+from fastdetect.engines.graph import GraphInfo, Scoring
 from fastdetect.engines.openvino_engine import write_ir
 from fastdetect.errors import EngineError
 from fastdetect.openvino_runtime import import_openvino
@@ -22,35 +22,36 @@ _SIZE_BYTES = 8  # of the number that says how long the first file is
 
 @dataclass(frozen=True)
 class Converted:
-    """The detector in OpenVINO's two files, fp32."""
+    """A graph that scores faces, in OpenVINO's two files, fp32."""
 
     xml: bytes
     weights: bytes
     info: GraphInfo
 
 
-def converted(model: str, say: Say) -> Converted:
+def converted(model: str, say: Say, part: Scoring = "detector") -> Converted:
     """Convert a model, or take what was kept of it.
 
     Args:
         model: folder, shipped name or Hub id.
         say: hears that it is being made.
+        part: of the model.
     Raises:
         MissingDependencyError: OpenVINO is not installed.
         CheckpointError: there is no such model.
         EngineError: it cannot be converted, comes out different, or cannot be kept.
     """
-    key = graph_key(model, "fp32") | {"openvino": import_openvino().__version__}
-    data = cached("openvino", key, lambda: _pack(model, say), say)
+    key = graph_key(model, "fp32", part) | {"openvino": import_openvino().__version__}
+    data = cached("openvino", key, lambda: _pack(model, say, part), say)
     file = io.BytesIO(data)
     xml, info = (file.read(int.from_bytes(file.read(_SIZE_BYTES), "big")) for _ in range(2))
     return Converted(xml, file.read(), GraphInfo.model_validate_json(info))
 
 
-def _pack(model: str, say: Say) -> bytes:
+def _pack(model: str, say: Say, part: Scoring) -> bytes:
     ov = import_openvino()
     say(f"converting {model} for OpenVINO; this is done once")
-    traced = trace(model, "detector", "fp32")
+    traced = trace(model, part, "fp32")
     (source, dims), *_ = traced.info.inputs.items()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about sizes that an export fixes on purpose

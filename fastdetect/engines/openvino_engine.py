@@ -11,8 +11,7 @@ import numpy as np
 
 from fastdetect.engines.base import FixedBatchEngine
 from fastdetect.engines.cache import cached
-from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_detector, parse_info, read_facts
-from fastdetect.engines.scorer import SCORER_OUTPUTS
+from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_scorer, parse_info, read_facts
 from fastdetect.errors import CheckpointError, EngineError, UsageError
 from fastdetect.openvino_runtime import import_openvino, openvino_core
 
@@ -26,7 +25,8 @@ class OpenVinoEngine(FixedBatchEngine):
     """Runs an exported detector.
 
     Args:
-        source: the whole detector in fp32: its graph, converted, or an .xml file that `fastdetect export` wrote.
+        source: the detector, or its part `verdict`, in fp32: its graph, converted, or an .xml file that
+            `fastdetect export` wrote.
         device: `cpu`, or `gpu` for Intel's.
         precision: `fp32`; `bf16` computes everything but shapes in bf16, on CPUs that have it.
         threads: of one run on the CPU.
@@ -45,7 +45,8 @@ class OpenVinoEngine(FixedBatchEngine):
         core = check(device, precision)
         where = device.upper()
         model, info = _read(core, source)
-        self.image_size, self.grid = need_detector(info, "the graph")
+        self.image_size, self.grid = need_scorer(info, "the graph")
+        self._outputs = list(info.outputs)
         self.info, self.device, self.precision = info.model, device, precision
         self.name = f"openvino-{import_openvino().__version__.split('-')[0]}"
         self.batch_size = batch_size or 16
@@ -78,7 +79,7 @@ class OpenVinoEngine(FixedBatchEngine):
             found = self._request.infer({"crops": batch})
         except RuntimeError as error:
             raise EngineError(f"{self.name} failed on a batch of {len(batch)}: {_first(error)}") from error
-        return [np.array(found[name], np.float32) for name in SCORER_OUTPUTS]
+        return [np.array(found[name], np.float32) for name in self._outputs]
 
 
 def _kept(core: Any, model: Any, where: str, options: dict[str, Any], info: GraphInfo) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector, area_resize
 from fastdetect.models.inpainting import Plan
 from fastdetect.models.masked_image_model import MaskedImageModel, unpatchify
 from fastdetect.ops import patch_residual, reference
 
 SCORER_OUTPUTS = ("logits", "image_logits", "residual_logits", "patch_scores")
+VERDICT_OUTPUTS = SCORER_OUTPUTS[:2]
 INPAINTER_OUTPUTS = ("residual", "patch_scores", "inpainted")
 
 
@@ -108,9 +110,7 @@ class FaceScorer(nn.Module):
             logits, image_logits, residual_logits [B,2] (0 = real, 1 = fake), patch_scores [B,gh,gw], all float32.
         """
         m = self.model
-        images = crops.to(m.mean.dtype).permute(0, 3, 1, 2)
-        if crops.dtype == torch.uint8:
-            images = images / 255
+        images = _images(crops, m.mean.dtype)
         mim = m.config.mim
         residual, scores = self.inpainter.residual(area_resize(images, mim.size[0]))
         image = m.image_branch((images - m.mean) / m.std, self.tokens).to(m.mean.dtype)
@@ -118,6 +118,48 @@ class FaceScorer(nn.Module):
         fused = m.head(torch.cat([image, difference], 1))
         grid = scores.unflatten(1, mim.grid)
         return fused.float(), m.image_head(image).float(), m.residual_head(difference).float(), grid
+
+
+class VerdictScorer(nn.Module):
+    """What decides where the fused head gives the residual branch no weight: the image branch, and nothing inpainted.
+
+    Args:
+        model: such a detector in eval mode; its image branch and head are shared, not copied.
+    Raises:
+        UsageError: the residual branch has a say in this model.
+    """
+
+    mean: Tensor
+    std: Tensor
+    tokens: Tensor | None
+
+    def __init__(self, model: TwoBranchDetector) -> None:
+        super().__init__()
+        count = model.image_branch.features
+        if bool(model.head.weight[:, count:].any()):
+            raise UsageError("the residual branch has a say in this model's verdict: take the part 'detector'")
+        self.branch, self.image_head = model.image_branch, model.image_head
+        self.head = nn.Linear(count, 2)
+        self.head.weight = nn.Parameter(model.head.weight[:, :count].detach().clone(), requires_grad=False)
+        self.head.bias = nn.Parameter(model.head.bias.detach().clone(), requires_grad=False)
+        selected = model.plan.block_of >= 0
+        tokens = torch.nonzero(selected).flatten() if model.config.token_selection else None
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("mean", model.mean, persistent=False)
+        self.register_buffer("std", model.std, persistent=False)
+        self.to(model.mean.device)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Score crops as `FaceScorer` does -> logits, image_logits [B,2] float32."""
+        images = _images(crops, self.mean.dtype)
+        image = self.branch((images - self.mean) / self.std, self.tokens).to(self.mean.dtype)
+        return self.head(image).float(), self.image_head(image).float()
+
+
+def _images(crops: Tensor, dtype: torch.dtype) -> Tensor:
+    """Crops [B,S,S,3], uint8 or in [0,1] -> images [B,3,S,S] in [0,1]."""
+    images = crops.to(dtype).permute(0, 3, 1, 2)
+    return images / 255 if crops.dtype == torch.uint8 else images
 
 
 def _rows_of_patches(predicted: Tensor, patches: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,7 @@ import torch
 
 from fastdetect.engines.base import FixedBatchEngine, Profile
 from fastdetect.engines.cache import Say, cache_folder, pack, unpack, write_atomic
-from fastdetect.engines.graph import Graph, GraphInfo, need_detector, parse_info, read_facts
-from fastdetect.engines.scorer import SCORER_OUTPUTS
+from fastdetect.engines.graph import Graph, GraphInfo, need_scorer, parse_info, read_facts
 from fastdetect.engines.tensorrt_build import Plan, cached_plan, gpu_here, load_runtime, make_logger
 from fastdetect.errors import CheckpointError, EngineError
 
@@ -31,10 +30,10 @@ class PlanFile:
 
 
 class TensorRtEngine(FixedBatchEngine):
-    """Runs an engine of the whole detector.
+    """Runs an engine that scores faces.
 
     Args:
-        source: the detector's graph, whose engine is taken from the cache or built, or a plan file.
+        source: the graph, whose engine is taken from the cache or built, or a plan file.
         runtime: `tensorrt` or `tensorrt-rtx`.
         device: CUDA device.
         profile: batch sizes; the engine runs its `best` crops a pass. A plan file has its own.
@@ -52,7 +51,8 @@ class TensorRtEngine(FixedBatchEngine):
     ) -> None:
         trt = load_runtime(runtime)
         capability, name = gpu_here(device)
-        self.image_size, self.grid = need_detector(source.info, "the graph")
+        self.image_size, self.grid = need_scorer(source.info, "the graph")
+        self._names = list(source.info.outputs)
         with torch.cuda.device(device):
             self._log = make_logger(trt)
             self._runtime: tensorrt.Runtime = trt.Runtime(self._log)
@@ -84,11 +84,11 @@ class TensorRtEngine(FixedBatchEngine):
         self._stream = torch.cuda.Stream()
         self._staging = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
         self._input = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-        sizes = ((2,), (2,), (2,), self.grid)
-        self._outputs = [torch.empty(self.batch_size, *size, device="cuda") for size in sizes]
+        shapes = [array.shape[1:] for array in self._nothing()]
+        self._outputs = [torch.empty(self.batch_size, *size, device="cuda") for size in shapes]
         torch.cuda.synchronize()  # the buffers were made on another stream
         context.set_input_shape("crops", shape)
-        for tensor, buffer in zip(("crops", *SCORER_OUTPUTS), (self._input, *self._outputs), strict=True):
+        for tensor, buffer in zip(("crops", *self._names), (self._input, *self._outputs), strict=True):
             context.set_tensor_address(tensor, buffer.data_ptr())
 
     def warm_up(self) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastdetect.engines.base import FixedBatchEngine, Precision
-from fastdetect.engines.scorer import FaceScorer
+from fastdetect.engines.graph import SCORERS, Scoring
+from fastdetect.engines.scorer import FaceScorer, VerdictScorer
 from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector
 
@@ -34,6 +35,7 @@ class TorchEngine(FixedBatchEngine):
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
         mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
             batch and replays them, CUDA only.
+        part: `detector`, or the `verdict` alone of a model whose residual branch has no say in it.
     """
 
     def __init__(
@@ -44,7 +46,10 @@ class TorchEngine(FixedBatchEngine):
         precision: Precision = "auto",
         batch_size: int | None = None,
         mode: Mode = "eager",
+        part: Scoring = "detector",
     ) -> None:
+        if part not in SCORERS:
+            raise UsageError(f"part must be one of {', '.join(SCORERS)}, got {part!r}")
         if mode not in get_args(Mode):
             raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if precision not in get_args(Precision):
@@ -64,12 +69,17 @@ class TorchEngine(FixedBatchEngine):
         self.precision = precision
         self.batch_size = batch_size or (64 if where.type == "cuda" else 16)
         self.image_size = loaded.config.image_size
-        self.grid = loaded.config.mim.grid
-        self._run: Scorer = _eager(loaded)
+        self.grid = loaded.config.mim.grid if part == "detector" else None
+
+        def scorer(*, plain: bool) -> nn.Module:
+            return (FaceScorer(loaded, plain=plain) if part == "detector" else VerdictScorer(loaded)).eval()
+
         if mode == "compile":
-            self._run = torch.compile(FaceScorer(loaded).eval(), dynamic=False, fullgraph=True)
+            self._run: Scorer = torch.compile(scorer(plain=True), dynamic=False, fullgraph=True)
         elif mode == "cuda-graph":
-            self._run = _recorded(FaceScorer(loaded, plain=False).eval(), self.batch_size, self.image_size)
+            self._run = _recorded(scorer(plain=False), self.batch_size, self.image_size)
+        else:
+            self._run = _eager(loaded) if part == "detector" else scorer(plain=True)
 
     def close(self) -> None:
         """Free the model."""
@@ -83,7 +93,7 @@ class TorchEngine(FixedBatchEngine):
 def _eager(model: TwoBranchDetector) -> Scorer:
     def run(crops: Tensor) -> tuple[Tensor, ...]:
         out = model(crops.permute(0, 3, 1, 2))
-        return out.logits, out.image_logits, out.residual_logits, out.patch_scores
+        return out.logits, out.image_logits, out.residual_logits, out.patch_scores.unflatten(1, model.config.mim.grid)
 
     return run
 

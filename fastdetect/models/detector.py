@@ -11,11 +11,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fastdetect.errors import FastdetectError, ShapeError, UsageError
-from fastdetect.models.checkpoint import ModelFolder, Preprocess, read_folder, write_folder
+from fastdetect.errors import CheckpointError, FastdetectError, ShapeError, UsageError
+from fastdetect.models.checkpoint import WEIGHTS_FILE, ModelFolder, Preprocess, find_folder, read_folder, write_folder
 from fastdetect.models.inpainting import check_blocks, draw_blocks, inpaint, plan
 from fastdetect.models.masked_image_model import PRESETS as MIM_PRESETS
 from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig
@@ -303,6 +304,23 @@ class TwoBranchDetector(nn.Module):
         if not images.is_floating_point():
             raise ShapeError(f"images must be uint8, or floating point in [0,1]; got {images.dtype}")
         return images.to(self.mean.dtype)
+
+
+def residual_decides(name: str | Path) -> bool:
+    """Whether the fused head of a detector's folder gives its residual branch any weight.
+
+    Where it gives none, the image branch alone decides, and inpainting serves explanation only.
+
+    Raises:
+        CheckpointError: there is no such detector.
+    """
+    folder = find_folder(name)
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            fused, own = file.get_tensor("head.weight"), file.get_tensor("residual_head.weight")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a detector's: {error}") from error
+    return bool(fused[:, fused.shape[1] - own.shape[1] :].any())
 
 
 def area_resize(images: Tensor, size: int) -> Tensor:

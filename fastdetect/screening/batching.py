@@ -15,7 +15,10 @@ Owner = TypeVar("Owner")
 
 @dataclass
 class Scored(Generic[Owner]):
-    """The model's answer for one file: margins [N,3] float32 (fused, image, residual), patches [N,gh,gw]."""
+    """The model's answer for one file: margins [N,3] float32 (fused, image, residual), patches [N,gh,gw].
+
+    What was not inpainted has NaN for its residual margin.
+    """
 
     owner: Owner
     margins: np.ndarray

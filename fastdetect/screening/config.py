@@ -51,6 +51,10 @@ class ScreenConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1, description="of the model; default: half the cores")
     timeout: float = Field(default=120.0, gt=0, description="seconds of wall time per file")
     media: bool = Field(default=True, description="keep crops and heat maps of faces for the report")
+    residual: Literal["shown", "all"] = Field(
+        default="shown",
+        description="faces that are inpainted where the model's verdict needs none: those of the report, or all",
+    )
     uncalibrated: bool = Field(default=False, description="allow a model without calibration: margins, no verdicts")
     detection: DetectionConfig = DetectionConfig()
     verdict: VerdictConfig = VerdictConfig()

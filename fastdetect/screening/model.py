@@ -11,8 +11,11 @@ from typing import Any, Literal
 from fastdetect import __version__
 from fastdetect.engines import load_engine
 from fastdetect.engines.base import Engine
+from fastdetect.engines.graph import Scoring
+from fastdetect.engines.load import is_export
 from fastdetect.errors import UsageError
 from fastdetect.models.checkpoint import ModelFolder, Preprocess
+from fastdetect.models.detector import residual_decides
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.results import ThresholdRow
 from fastdetect.screening.verdict import Calibration
@@ -22,12 +25,13 @@ from fastdetect.screening.verdict import Calibration
 class Model:
     """A loaded detector, ready to score; close it, or use it in a `with` statement."""
 
-    engine: Engine
+    engine: Engine  # scores every face
     info: ModelFolder
     preprocess: Preprocess
     calibration: Calibration | None
     thresholds: list[ThresholdRow]
     warnings: list[str] = field(default_factory=list)
+    explainer: Engine | None = None  # inpaints the faces that are shown, where `engine` inpaints none
 
     @classmethod
     def load(cls, config: ScreenConfig) -> "Model":
@@ -37,14 +41,9 @@ class Model:
             CheckpointError: there is no such model, or its weights or calibration cannot be used.
             UsageError: it has no calibration and `uncalibrated` is off, or no threshold at a wanted rate.
         """
-        engine = load_engine(
-            config.model,
-            engine=config.engine,
-            device=config.device,
-            precision=config.precision,
-            threads=config.threads or default_threads(),
-            profile=config.profile,
-        )
+        # Inpainting is most of a detector's work: what no verdict needs is made for the eye alone.
+        alone = config.residual == "shown" and not is_export(config.model) and not residual_decides(config.model)
+        engine = _engine(config, "verdict" if alone else "detector")
         info = engine.info
         calibration = Calibration.from_config(info.calibration) if info.calibration else None
         if calibration is None and not config.uncalibrated:
@@ -61,7 +60,8 @@ class Model:
                 f"{config.sample}{first} its false-positive rates hold only roughly"
             )
         preprocess = info.preprocess or Preprocess(size=engine.image_size)
-        return cls(engine, info, preprocess, calibration, thresholds, warnings)
+        explainer = _engine(config, "detector") if alone and config.media else None
+        return cls(engine, info, preprocess, calibration, thresholds, warnings, explainer)
 
     def facts(self) -> dict[str, Any]:
         """What every row and the run's summary say about the model and its engine."""
@@ -101,6 +101,20 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.engine.close()
+        if self.explainer is not None:
+            self.explainer.close()
+
+
+def _engine(config: ScreenConfig, part: Scoring) -> Engine:
+    return load_engine(
+        config.model,
+        engine=config.engine,
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads or default_threads(),
+        profile=config.profile,
+        part=part,
+    )
 
 
 def default_threads() -> int:

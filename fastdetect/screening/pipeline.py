@@ -69,12 +69,15 @@ class Screener:
         stop = stop or threading.Event()
         by_path = {os.fspath(file.path): file for file in files}
         batcher: FaceBatcher[Extracted] = FaceBatcher(self.model.engine)
+        shown: FaceBatcher[Scored[Extracted]] | None = None
+        if self.model.explainer is not None and self.media is not None:
+            shown = FaceBatcher(self.model.explainer)
         for extracted in self._extract(list(by_path), stop):
             if extracted is not None and len(extracted.crops):
                 batcher.add(extracted, extracted.crops)
             elif extracted is not None:
                 yield self._row(by_path[extracted.path], extracted, None)
-            for scored in batcher.run(flush=extracted is None):
+            for scored in _score(batcher, shown, flush=extracted is None):
                 yield self._row(by_path[scored.owner.path], scored.owner, scored)
                 if stop.is_set():
                     return
@@ -175,6 +178,39 @@ class Screener:
         return answer
 
 
+def _score(
+    batcher: FaceBatcher[Extracted], shown: FaceBatcher[Scored[Extracted]] | None, *, flush: bool
+) -> Iterator[Scored[Extracted]]:
+    """Files whose faces are scored, and those that the report shows inpainted."""
+    for scored in batcher.run(flush=flush):
+        if shown is None:
+            yield scored
+        else:
+            shown.add(scored, scored.owner.crops[np.concatenate(_shown(scored.owner))])
+    if shown is not None:
+        for found in shown.run(flush=flush):
+            yield _explained(found.owner, found)
+
+
+def _explained(scored: Scored[Extracted], found: Scored[Scored[Extracted]]) -> Scored[Extracted]:
+    """A file's scores with what inpainting gave for the faces that are shown, NaN for the others."""
+    rows = np.concatenate(_shown(scored.owner))
+    patches = np.full((len(scored.margins), *found.patch_scores.shape[1:]), np.nan, np.float32)
+    patches[rows] = found.patch_scores
+    scored.margins[rows, 2] = found.margins[:, 2]
+    return replace(scored, patch_scores=patches, seconds=scored.seconds + found.seconds)
+
+
+def _shown(found: Extracted) -> list[np.ndarray]:
+    """The faces of each track that the report shows, as rows of the crops."""
+    counts = [len(track) for track in found.tracks]
+    starts = np.cumsum([0, *counts])
+    return [
+        start + np.unique(np.linspace(0, count - 1, min(count, MEDIA_FACES)).round().astype(int))
+        for start, count in zip(starts, counts, strict=False)
+    ]
+
+
 def _nvdec_device(device: str) -> int | None:
     """The GPU that decodes: the model's, none where that is the CPU or another maker's GPU."""
     return None if device in ("cpu", "gpu") else int(device.partition(":")[2] or 0)
@@ -217,7 +253,7 @@ def _tracks(found: Extracted, scored: Scored[Extracted] | None) -> list[TrackRow
                     usable=True,
                     margin=fused,
                     image_margin=image,
-                    residual_margin=residual,
+                    residual_margin=None if np.isnan(residual) else residual,
                     score=None,
                 )
             )
@@ -227,18 +263,10 @@ def _tracks(found: Extracted, scored: Scored[Extracted] | None) -> list[TrackRow
 
 def _save_tracks(folder: Path, found: Extracted, tracks: list[TrackRow], patch_scores: np.ndarray) -> None:
     first = 0
-    for track in tracks:
-        count = len(track.faces)
-        shown = np.unique(np.linspace(0, count - 1, min(count, MEDIA_FACES)).round().astype(int))
-        track.media = save_media(
-            folder,
-            found.sha256 or "",
-            track.id,
-            shown.tolist(),
-            found.crops[first + shown],
-            patch_scores[first + shown],
-        )
-        first += count
+    for track, rows in zip(tracks, _shown(found), strict=True):
+        numbers = (rows - first).tolist()
+        track.media = save_media(folder, found.sha256 or "", track.id, numbers, found.crops[rows], patch_scores[rows])
+        first += len(track.faces)
 
 
 def _facts(found: Extracted) -> MediaFacts | None:

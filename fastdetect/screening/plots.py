@@ -170,7 +170,8 @@ def _dot_title(face: FaceRow, value: float, calibrated: bool) -> str:
     parts = [f"{face.time_s:.2f} s (frame {face.frame})"]
     parts += [f"score {score_text(value)}"] if calibrated else []
     parts.append(f"margin {face.margin:+.2f}")
-    parts.append(f"image branch {face.image_margin:+.2f}, residual branch {face.residual_margin:+.2f}")
+    parts.append(f"image branch {face.image_margin:+.2f}")
+    parts += [] if face.residual_margin is None else [f"residual branch {face.residual_margin:+.2f}"]
     parts.append(f"{face.face_px:.0f} px face")
     return ", ".join(parts) + ("" if face.usable else ", too poor to count")
 

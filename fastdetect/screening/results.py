@@ -54,7 +54,7 @@ class FaceRow(_Model):
     usable: bool = Field(description="False: too small, blurred or dark to count towards the track's score")
     margin: float = Field(description="fused logit margin, fake minus real; above 0 leans to manipulated")
     image_margin: float = Field(description="the same of the image branch alone")
-    residual_margin: float = Field(description="the same of the residual branch alone")
+    residual_margin: float | None = Field(description="the same of the residual branch alone; null: not inpainted")
     score: float | None = Field(description="the margin through the calibration, for plots")
 
 

@@ -137,12 +137,14 @@ def _from_pack(
         redrawn = config.redraw if redraw else 0.0
         whole = (1 - redrawn) * config.resynthesis
         pasted = 1 - redrawn - whole
-        return ForgeryConfig(kinds=(0.55 * pasted, 0.45 * pasted, redrawn, whole), difficulty=0.2 + 0.8 * easy)
+        return ForgeryConfig(
+            kinds=(0.55 * pasted, 0.45 * pasted, redrawn, whole), difficulty=0.2 + 0.8 * easy, matched=config.matched
+        )
 
     make: Make = PairMaker(source, deal.each, seed=config.seed, config=fakes)
     if config.pieces:
         table = hashlib.sha256((folder / "faces.npz").read_bytes()).hexdigest()
-        keys = ("seed", "steps", "shares", "redraw", "resynthesis", "easy_until")
+        keys = ("seed", "steps", "shares", "redraw", "resynthesis", "matched", "easy_until")
         told = {"pack": table, "each": deal.each, "draws": deal.draws} | {key: getattr(config, key) for key in keys}
         mim = copy.deepcopy(model.mim).cpu().requires_grad_(False)
         make = PieceStore(make, config.pieces, mim, config.detector, bf16=config.precision == "bf16", told=told)

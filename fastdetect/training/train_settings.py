@@ -37,6 +37,8 @@ class TrainConfig(RunSettings):
         lr, weight_decay, warmup: AdamW's, with linear warm-up over `warmup` of the budget, then cosine.
         resynthesis: share, of the fakes that are not redrawn, whose whole picture was resynthesised; the others are
             self-blends and swaps, 55 to 45.
+        matched: share of the reals that are changed as a whole, as the pasted part of a fake is, see
+            `fastdetect.data.forgery.Forged`.
         loss: "ce" alone, or with it "supcon" or "real-centric" on the embeddings [METHODS 2.5].
         contrast_weight, temperature, margin: of that second term; the margin is real-centric's only.
         synthesis, fusion: whether real-centric makes hard positives and hard negatives.
@@ -71,6 +73,7 @@ class TrainConfig(RunSettings):
     weight_decay: float = 0.02
     warmup: float = Field(default=0.02, ge=0, lt=1)
     resynthesis: float = Field(default=0.27, ge=0, le=1)
+    matched: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["ce", "supcon", "real-centric"] = "ce"
     contrast_weight: float = Field(default=0.1, ge=0)
     temperature: Positive = 0.1

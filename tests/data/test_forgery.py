@@ -189,3 +189,42 @@ def test_drawn_pictures_are_used_where_there_is_one(faces) -> None:
     assert 2 <= (off[:4] < 1e-3).sum() <= 4
     assert off[4:].min() > 0.05
     assert made.images.isfinite().all()
+
+
+def test_matched_reals_are_changed_as_a_whole(faces) -> None:
+    kinds, regions = only(KINDS, "self_blend"), only(REGIONS, "face")
+    plain, made = (make(faces, ForgeryConfig(kinds, regions, 0.0, matched=share)) for share in (0.0, 1.0))
+    assert torch.equal(plain.reals, faces[0])
+    assert torch.equal(made.images, plain.images)  # the fakes stay as they are
+    # a fake is its matched real inside, and the untouched picture outside
+    torch.testing.assert_close(made.images, torch.lerp(faces[0], made.reals, made.changed))
+    assert ((made.reals - faces[0]).abs().amax((1, 2, 3)) > 1e-3).all()
+    outside = (made.reals - faces[0]).abs() * (made.masks == 0)
+    assert (outside.amax((1, 2, 3)) > 1e-3).sum() >= 6
+
+
+@pytest.mark.parametrize("kind", ["swap", "resynthesis"])
+def test_reals_beside_other_fakes_get_a_change_of_their_own(faces, kind: str) -> None:
+    changed = []
+    for seed in range(4):
+        made = make(faces, ForgeryConfig(only(KINDS, kind), matched=0.5), seed=seed)
+        changed.append((made.reals - faces[0]).abs().amax((1, 2, 3)) > 0)
+        assert made.reals.min() >= 0
+        assert made.reals.max() <= 1
+    assert 6 <= torch.stack(changed).sum() <= 26
+
+
+def test_with_matched_reals_a_filtered_picture_is_no_fake(faces) -> None:
+    drawn = faces[0].flip(2)
+    drawn[:4] = torch.nan  # no network drew these
+    whole = torch.zeros(8, dtype=torch.long)
+    for seed in range(6):
+        made = make(faces, ForgeryConfig(only(KINDS, "resynthesis"), matched=0.5), seed=seed, drawn=drawn)
+        whole += made.masks.amin((1, 2, 3)) == 1
+    assert not whole[:4].any()
+    assert whole[4:].all()
+
+
+def test_a_share_of_matched_reals_out_of_range_is_refused() -> None:
+    with pytest.raises(UsageError, match="matched"):
+        ForgeryConfig(matched=1.5)

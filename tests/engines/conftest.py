@@ -68,19 +68,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model.save_pretrained(path, calibration=CALIBRATION | {"aggregation": AGGREGATION}, model_id="tiny")
 
 
+@pytest.fixture(scope="session")
+def image_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same detector with a fused head that gives its residual branch no weight."""
+    model = TwoBranchDetector.from_pretrained(folder)
+    with torch.no_grad():
+        model.head.weight[:, model.image_branch.features :] = 0
+    return model.save_pretrained(tmp_path_factory.mktemp("models") / "image", model_id="image")
+
+
 Export = Callable[..., Graph]
 
 
 @pytest.fixture(scope="session")
-def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+def exported(folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Exports of the tiny detector, each made once in a run of the tests, whatever processes they run in."""
     pytest.importorskip("onnxscript", reason=NO_ONNX)
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
 
     def make(part: str, precision: Stored) -> Graph:
+        model = str(image_folder if part == "verdict" else folder)
         key = {"part": part, "precision": precision}
-        data = cached("onnx", key, lambda: export_graph(str(folder), part, precision, print).onnx, print, shared)
+        data = cached("onnx", key, lambda: export_graph(model, part, precision, print).onnx, print, shared)
         return Graph(data, parse_info(read_metadata(data)["fastdetect"], part))
 
     return make

@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from engine_helpers import SIDE, on_a_full_disk, start_child
+from engine_helpers import SIDE, crops, on_a_full_disk, start_child
 
+from fastdetect.engines import load_engine
 from fastdetect.engines.export import (
     OPSET,
     _hard_activations,
@@ -49,6 +50,19 @@ def test_an_onnx_file_carries_the_models_contract(graph: Graph, onnx_file: Path,
     assert told["fastdetect.weights_sha256"] == config.weights_sha256
     assert json.loads(told["fastdetect.preprocess"])["size"] == SIDE
     assert str(Path(__file__).parents[2]).encode() not in graph.onnx  # no path of the machine that exported
+
+
+def test_the_verdict_is_a_part_of_its_own(image_folder: Path, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    graph, about = export_model(str(image_folder), "onnx", tmp_path, part="verdict")
+    assert (graph.name, about.name) == ("verdict.onnx", "verdict.json")
+    info = read_graph(graph).info
+    assert (info.part, list(info.outputs), info.grid) == ("verdict", ["logits", "image_logits"], None)
+    engine = load_engine(str(graph), device="cpu", batch_size=2)
+    assert engine.run(crops(3)).patch_scores.shape == (3, 0, 0)
+    with pytest.raises(UsageError, match="has a say"):
+        export_model(str(folder), "onnx", tmp_path / "none", part="verdict")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_graph_is_plain_onnx_of_one_opset_with_a_free_batch(graph: Graph) -> None:

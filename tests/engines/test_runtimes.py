@@ -44,6 +44,26 @@ def test_scores_are_torchs(engine: Engine, torch_fp32: Engine, count: int) -> No
         assert np.abs(ours - theirs).max() <= 1e-3
 
 
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_the_verdict_alone_is_the_detectors(name: str, image_folder: Path, folder: Path) -> None:
+    if name != "torch":
+        pytest.importorskip("openvino" if name == "openvino" else "onnxscript")
+    options = {"device": "cpu", "precision": "fp32", "threads": 1, "batch_size": 4}
+    whole = TorchEngine(str(image_folder), device="cpu", precision="fp32", batch_size=4).run(crops(9))
+    engine = load_engine(str(image_folder), engine=name, part="verdict", **options)
+    found = engine.run(crops(9))
+    assert np.abs(whole.logits).max() > 0.1
+    assert np.abs(found.logits - whole.logits).max() <= 1e-3
+    assert np.abs(found.image_logits - whole.image_logits).max() <= 1e-3
+    assert found.residual_logits.shape == (9, 2)
+    assert np.isnan(found.residual_logits).all()
+    assert found.patch_scores.shape == (9, 0, 0)
+    assert (engine.run(crops(0)).logits.shape, engine.run(crops(0)).patch_scores.shape) == ((0, 2), (0, 0, 0))
+    engine.close()
+    with pytest.raises((UsageError, EngineError), match="has a say"):
+        load_engine(str(folder), engine=name, part="verdict", **options)
+
+
 def test_a_crops_scores_do_not_depend_on_its_batch(engine: Engine) -> None:
     mine, others = crops(3), crops(13, seed=1)
     alone = engine.run(mine)

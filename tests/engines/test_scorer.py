@@ -1,9 +1,13 @@
 """The straight-line scorer is the model."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from engine_helpers import crops
 
-from fastdetect.engines.scorer import FaceScorer, Inpainter
+from fastdetect.engines.scorer import FaceScorer, Inpainter, VerdictScorer
+from fastdetect.errors import UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModel, MaskedImageModelConfig, TwoBranchDetector, inpaint
 from fastdetect.models.inpainting import plan
 
@@ -47,3 +51,16 @@ def test_scorer_with_vit_branches_sees_the_models_tokens() -> None:
         torch.testing.assert_close(got[i], getattr(want, field))
         torch.testing.assert_close(as_float[i], got[i])
     torch.testing.assert_close(got[3].flatten(1), want.patch_scores)
+
+
+def test_the_verdict_alone_is_the_whole_scorers(folder: Path, image_folder: Path) -> None:
+    model = TwoBranchDetector.from_pretrained(image_folder)
+    some = torch.from_numpy(crops(5))
+    with torch.no_grad():
+        whole, alone = FaceScorer(model)(some), VerdictScorer(model)(some)
+    assert whole[0].abs().max() > 0.1
+    for got, want in zip(alone, whole, strict=False):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert not any(name.startswith("mim") for name, _ in VerdictScorer(model).named_parameters())
+    with pytest.raises(UsageError, match="has a say"):
+        VerdictScorer(TwoBranchDetector.from_pretrained(folder))

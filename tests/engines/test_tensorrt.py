@@ -44,6 +44,7 @@ def no_gpu() -> None:
     ("part", "precision"),
     [
         *(("detector", precision) for precision in get_args(Stored)),
+        ("verdict", "fp16"),
         ("masked-image-model", "fp16"),
         ("face-detector", "fp32"),
     ],

@@ -109,6 +109,8 @@ def test_bad_input_is_named(model: TwoBranchDetector) -> None:
         engine.run(crops(2).transpose(0, 3, 1, 2))
     with pytest.raises(ShapeError, match="float32"):
         engine.run(crops(2).astype(np.float32))
+    with pytest.raises(UsageError, match="detector, verdict"):
+        TorchEngine(model, device="cpu", part="face-detector")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="int8"):
         TorchEngine(model, precision="int8")
     with pytest.raises(UsageError, match="batch_size"):

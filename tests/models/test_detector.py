@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fastdetect.engines import TorchEngine
-from fastdetect.errors import ShapeError, UsageError
+from fastdetect.errors import CheckpointError, ShapeError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModelConfig, TwoBranchDetector, inpaint
-from fastdetect.models.detector import area_resize
+from fastdetect.models.detector import area_resize, residual_decides
 
 MIM = MaskedImageModelConfig(
     image_size=56,
@@ -182,3 +182,16 @@ def test_the_papers_preset_runs() -> None:
     inside = np.zeros((14, 14), bool)
     inside[1:13, 1:13] = True
     assert (out.patch_scores[0] > 0).tolist() == inside.tolist()
+
+
+def test_whether_the_residual_branch_decides_is_in_the_fused_head(tmp_path: Path) -> None:
+    model = build()
+    assert residual_decides(model.save_pretrained(tmp_path / "both"))
+    with torch.no_grad():
+        model.head.weight[:, model.image_branch.features :] = 0
+    assert not residual_decides(model.save_pretrained(tmp_path / "image"))
+    model.mim.save_pretrained(tmp_path / "mim")
+    for folder in ("mim", "nothing"):
+        with pytest.raises(CheckpointError):
+            residual_decides(tmp_path / folder)
+    assert not residual_decides("fastdetect-small")

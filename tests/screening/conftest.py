@@ -62,3 +62,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "random-small"
     TwoBranchDetector(config).save_pretrained(folder, calibration=calibration, model_id="random-small")
     return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a fused head that gives its residual branch no weight."""
+    import torch
+
+    from fastdetect.models.detector import TwoBranchDetector
+
+    model = TwoBranchDetector.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.head.weight[:, model.image_branch.features :] = 0
+    return model.save_pretrained(tmp_path_factory.mktemp("models") / "image-small", model_id="image-small")

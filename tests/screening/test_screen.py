@@ -261,3 +261,42 @@ def test_a_file_that_takes_too_long_costs_one_row(screen: Screen, media: Path, f
     assert rows["long.mp4"].sha256 == hashlib.sha256(long.read_bytes()).hexdigest()
     assert rows["short.mp4"].reasons == [Reason.TOO_SHORT]
     assert info.exit_code == 3
+
+
+def test_only_shown_faces_are_inpainted_where_no_verdict_needs_it(
+    screen: Screen, media: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    files = [media / name for name in ("person.mp4", "two.mp4", "noise.mp4", "face.png")]
+    runs = {
+        "shown": screen(*files, out=tmp_path / "shown", model=str(image_folder))[1],
+        "all": screen(*files, out=tmp_path / "all", model=str(image_folder), residual="all")[1],
+        "none": screen(*files, out=tmp_path / "none", model=str(image_folder), media=False)[1],
+    }
+    for name, whole in runs["all"].items():
+        for row in (runs["shown"][name], runs["none"][name]):
+            assert (row.verdict, row.reasons) == (whole.verdict, whole.reasons)
+            assert row.score == pytest.approx(whole.score, abs=1e-5)
+        for track, wanted in zip(runs["shown"][name].tracks, whole.tracks, strict=True):
+            assert track.media is not None
+            assert wanted.media is not None
+            assert track.media.faces == wanted.media.faces
+            for number, (face, other) in enumerate(zip(track.faces, wanted.faces, strict=True)):
+                assert face.margin == pytest.approx(other.margin, abs=1e-4)
+                assert other.residual_margin is not None
+                inpainted = number in track.media.faces
+                assert face.residual_margin == (pytest.approx(other.residual_margin, abs=1e-4) if inpainted else None)
+            patches = (load_media(tmp_path / run / "media", t.media) for run, t in (("shown", track), ("all", wanted)))
+            shown, every = (loaded.patch_scores for loaded in patches)
+            np.testing.assert_allclose(shown, every, atol=1e-4)
+        assert all(face.residual_margin is None for track in runs["none"][name].tracks for face in track.faces)
+    assert len(runs["shown"]["two.mp4"].tracks) == 2
+    assert "residual branch" in (tmp_path / "shown" / "report.html").read_text()
+    assert "residual branch" not in (tmp_path / "none" / "report.html").read_text()
+
+
+def test_a_model_whose_residual_branch_decides_inpaints_every_face(
+    screen: Screen, media: Path, everything: tuple[Path, RunInfo, dict[str, Row]]
+) -> None:
+    _, rows = screen(media / "person.mp4", media=False)
+    for row in (rows["person.mp4"], everything[2]["person.mp4"]):
+        assert all(face.residual_margin is not None for face in row.tracks[0].faces)

@@ -1,0 +1,66 @@
+"""Average the weights of models that were trained from one another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdetect.errors import CheckpointError, UsageError
+from fastdetect.models.checkpoint import find_folder, read_config
+from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.masked_image_model import MaskedImageModel
+
+_TYPES: dict[str, type[TwoBranchDetector] | type[MaskedImageModel]] = {
+    "two_branch_detector": TwoBranchDetector,
+    "masked_image_model": MaskedImageModel,
+}
+
+
+def average_models(
+    models: Sequence[str | Path],
+    output: str | Path,
+    *,
+    shares: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write the weighted mean of models' weights (a "model soup") as a model folder without a calibration.
+
+    A model that was trained further on other data, averaged with the one that it came from, is often better on both
+    kinds of data than either [Wortsman et al., CVPR 2022]; of models that were trained apart the mean is worthless.
+
+    Args:
+        models: two or more folders, shipped names or Hub ids of one architecture.
+        output: folder; gets the first one's preprocess contract, id and licence.
+        shares: weight of each; they are divided by their sum. None: equal.
+        dtype: storage type, see `write_folder`.
+    Raises:
+        UsageError: fewer than two models, or shares that do not fit.
+        CheckpointError: a model cannot be loaded, or its architecture is another.
+    """
+    shares = [1.0] * len(models) if shares is None else shares
+    if len(models) < 2 or len(shares) != len(models) or min(shares) < 0 or not sum(shares):
+        raise UsageError(
+            f"{len(models)} models and shares {list(shares)}; wanted two or more, a share of 0 or more each"
+        )
+    folders = [find_folder(name) for name in models]
+    configs = [read_config(folder) for folder in folders]
+    kind = _TYPES.get(configs[0].model_type)
+    if kind is None:
+        raise CheckpointError(f"{models[0]} is a {configs[0].model_type}; wanted one of {', '.join(_TYPES)}")
+    for name, config in zip(models, configs, strict=True):
+        if (config.model_type, config.architecture) != (configs[0].model_type, configs[0].architecture):
+            raise CheckpointError(f"{name} has another architecture than {models[0]}: their weights have no mean")
+    states: list[dict[str, Tensor]] = [kind.from_pretrained(folder).state_dict() for folder in folders]
+    mean = kind.from_pretrained(folders[0])
+    mean.load_state_dict({name: _mean([state[name] for state in states], shares) for name in states[0]})
+    if isinstance(mean, TwoBranchDetector):
+        mean.info = mean.info.model_copy(update={"calibration": None})  # it was of other scores
+    return mean.save_pretrained(output, dtype=dtype)
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]
+    parts = torch.stack([tensor.double() * share for share, tensor in zip(shares, tensors, strict=True)])
+    return (parts.sum(0) / sum(shares)).to(tensors[0].dtype)
