@@ -2,6 +2,7 @@
 
     python bench/runtimes.py --data ../shared/data              # every video there, 16 frames each: some minutes
     python bench/runtimes.py --data ../shared/data --every 4
+    python bench/runtimes.py --data ../shared/data --part verdict  # what screening runs where it needs nothing inpainted
 
 Runtimes that are not installed are listed as such. Cost is processor time on `--threads` threads, the median of the
 rounds; the runtimes take turns. Scores are the videos' calibrated ones, against those of torch in fp32 on the faces
@@ -22,6 +23,7 @@ import torch
 from torchvision.ops import box_iou
 
 from fastdetect.engines import Engine, load_engine
+from fastdetect.engines.graph import SCORERS
 from fastdetect.errors import FastdetectError
 from fastdetect.evaluation.protocol import contract_margin
 from fastdetect.evaluation.scoring import Cropper, VideoFaces, VideoScore, contract_crop, extract_faces, video_scores
@@ -78,7 +80,13 @@ def compare(args: argparse.Namespace, files: Sequence[Path]) -> None:
     trouble: dict[str, str] = {}
     for name, (runtime, precision) in MODELS.items():
         try:
-            options = {"device": "cpu", "precision": precision, "threads": args.threads, "batch_size": BATCH}
+            options = {
+                "device": "cpu",
+                "precision": precision,
+                "threads": args.threads,
+                "batch_size": BATCH,
+                "part": args.part,
+            }
             engines[name] = load_engine(args.model, engine=runtime, **options)
         except FastdetectError as error:
             trouble[name] = str(error)
@@ -158,6 +166,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take every so manieth video")
     parser.add_argument("--frames", type=int, default=16, help="of a video")
     parser.add_argument("--model", default="fastdetect-small")
+    parser.add_argument("--part", default="detector", choices=SCORERS, help="of the model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
