@@ -2,7 +2,7 @@
 
     python bench/runtimes.py --data ../shared/data              # every video there, 16 frames each: some minutes
     python bench/runtimes.py --data ../shared/data --every 4
-    python bench/runtimes.py --data ../shared/data --part verdict  # what screening runs where it needs nothing inpainted
+    python bench/runtimes.py --data ../shared/data --part verdict  # where screening inpaints nothing
 
 Runtimes that are not installed are listed as such. Cost is processor time on `--threads` threads, the median of the
 rounds; the runtimes take turns. Scores are the videos' calibrated ones, against those of torch in fp32 on the faces

@@ -115,7 +115,7 @@ def _openvino(model: str, o: _Options) -> Engine:
     device = "cpu" if o.device == "auto" else o.device
     precision = o.precision
     if precision == "auto":
-        precision = "bf16" if device == "cpu" and cpu_has_amx() else "fp32"
+        precision = "bf16" if device == "cpu" and cpu_has_amx() and o.part == "detector" else "fp32"
     check(device, precision)
     onnx = _exported(model, ".onnx")
     source = _exported(model, ".xml") or (
@@ -125,7 +125,7 @@ def _openvino(model: str, o: _Options) -> Engine:
 
 
 def _fast_on_cpu(model: str, o: _Options) -> Engine | None:
-    """OpenVINO in bf16 where it is the faster of two; None, and one line, where it cannot be had after all."""
+    """OpenVINO where it is the faster of two; None, and one line, where it cannot be had after all."""
     here = o.device == "cpu" or (o.device == "auto" and not torch.cuda.is_available())
     if not (here and o.precision in ("auto", "bf16") and cpu_has_amx() and importlib.util.find_spec("openvino")):
         return None

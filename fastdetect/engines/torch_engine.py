@@ -31,7 +31,8 @@ class TorchEngine(FixedBatchEngine):
         model: a detector (copied, never changed), or a name for `TwoBranchDetector.from_pretrained`.
         device: `auto` (CUDA if there is one), or what torch takes.
         precision: `bf16`, `fp16` convert the masked image model and the backbones, never the heads or the residual;
-            `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX), fp16 on older GPUs, fp32 elsewhere.
+            `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX), fp16 on older GPUs, fp32 elsewhere, and
+            on every CPU for the part `verdict`.
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
         mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
             batch and replays them, CUDA only.
@@ -58,7 +59,8 @@ class TorchEngine(FixedBatchEngine):
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         where = _device(device)
         if precision == "auto":
-            precision = best_precision(where)
+            # The verdict alone is cheap enough on a CPU to be exact.
+            precision = "fp32" if part == "verdict" and where.type == "cpu" else best_precision(where)
         if mode == "cuda-graph" and where.type != "cuda":
             raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)

@@ -60,6 +60,9 @@ def test_the_verdict_alone_is_the_detectors(name: str, image_folder: Path, folde
     assert found.patch_scores.shape == (9, 0, 0)
     assert (engine.run(crops(0)).logits.shape, engine.run(crops(0)).patch_scores.shape) == ((0, 2), (0, 0, 0))
     engine.close()
+    own = load_engine(str(image_folder), engine=name, part="verdict", device="cpu", threads=1, batch_size=4)
+    assert own.precision == "fp32"  # `auto`, also where the CPU multiplies bf16: it is cheap enough to be exact
+    assert np.abs(own.run(crops(9)).logits - whole.logits).max() <= 1e-3
     with pytest.raises((UsageError, EngineError), match="has a say"):
         load_engine(str(folder), engine=name, part="verdict", **options)
 
