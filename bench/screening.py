@@ -288,7 +288,8 @@ def main() -> None:
     )
     if args.memory:
         with tempfile.TemporaryDirectory() as folder:
-            print_memory(memory(Path(folder), args.memory, config.model_copy(update={"sample": "uniform:3"})))
+            update = {"sample": "uniform:3", "media": True}
+            print_memory(memory(Path(folder), args.memory, config.model_copy(update=update)))
         return
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]

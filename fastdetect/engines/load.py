@@ -15,6 +15,7 @@ from fastdetect.engines.cache import Say
 from fastdetect.engines.graph import Scoring, Stored
 from fastdetect.engines.torch_engine import Mode, TorchEngine, cpu_has_amx
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
+from fastdetect.models.detector import residual_decides
 
 _TORCH: dict[str, Mode] = {"torch": "eager", "torch-compile": "compile", "torch-cuda-graph": "cuda-graph"}
 _SUFFIX = {"tensorrt": ".plan", "openvino": ".xml", "onnxruntime": ".onnx"}  # `auto` takes the first that is there
@@ -45,7 +46,7 @@ def load_engine(
         batch_size: crops of one pass; profile: or a name of `fastdetect.engines.base.PROFILES`.
         say: hears slow steps; default: lines on standard error.
         part: `detector`, or the `verdict` alone of a model whose residual branch has no say in it, see
-            `fastdetect.models.detector.residual_decides`: several times as fast. An export is what it is.
+            `deciding_part`: several times as fast. An export is what it is.
     Raises:
         UsageError: an option cannot be used.
         MissingDependencyError: the engine's package is not installed; says which extra.
@@ -154,9 +155,14 @@ def _tensorrt(model: str, o: _Options) -> Engine:
     return TensorRtEngine(source, runtime=runtime, device=device, profile=o.shape, say=o.say)
 
 
-def is_export(model: str) -> bool:
-    """Whether a name is of what `fastdetect export` wrote, and not of a model."""
-    return any(_exported(model, suffix) for suffix in _SUFFIX.values())
+def deciding_part(model: str) -> Scoring:
+    """The least part of a model that gives its verdicts; of what `fastdetect export` wrote, all.
+
+    Raises:
+        CheckpointError: there is no such detector.
+    """
+    exported = any(_exported(model, suffix) for suffix in _SUFFIX.values())
+    return "detector" if exported or residual_decides(model) else "verdict"
 
 
 def _exported(model: str, suffix: str) -> Path | None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from fastdetect import config as configuration
 from fastdetect.data.jobs import Counter
 from fastdetect.engines import load_engine
 from fastdetect.engines.base import Engine, EngineName, Precision
+from fastdetect.engines.graph import Scoring
+from fastdetect.engines.load import deciding_part
 from fastdetect.errors import UsageError
 from fastdetect.evaluation.cross import By, Prediction, cross_manipulation, predictions, read_predictions
 from fastdetect.evaluation.figures import across, conditions, report
@@ -94,7 +97,8 @@ def evaluate(
     """
     grid, kinds = parse_conditions(settings.robustness), parse_kinds(settings.synthetic)
     policy, videos = SamplingPolicy.parse(settings.sampling), _videos(settings)
-    engine = _load(settings, settings.model)
+    part = deciding_part(settings.model)
+    engine = _load(settings, settings.model, part)
     with closing(engine):
         runner = Runner(
             {"model": engine},
@@ -102,6 +106,7 @@ def evaluate(
             max_seconds=settings.max_seconds,
             threads=settings.threads,
             worst=settings.worst if settings.media else 0,
+            explain=partial(_load, settings, settings.model, "detector") if part == "verdict" else None,
         )
         measured = _measure(runner, videos.entries, grid, bool(kinds), console)
         scores = measured.scores["model"]
@@ -128,9 +133,14 @@ def _videos(settings: EvaluateConfig) -> Videos:
     return videos
 
 
-def _load(settings: EvaluateConfig, model: str) -> Engine:
+def _load(settings: EvaluateConfig, model: str, part: Scoring) -> Engine:
     return load_engine(
-        model, engine=settings.engine, device=settings.device, precision=settings.precision, threads=settings.threads
+        model,
+        engine=settings.engine,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        part=part,
     )
 
 
@@ -189,7 +199,7 @@ def evaluate_across(settings: EvaluateConfig, console: Console | None = None) ->
         told["warnings"] = videos.warnings
         with ExitStack() as stack:
             engines = {
-                name: stack.enter_context(closing(_load(settings, place)))
+                name: stack.enter_context(closing(_load(settings, place, deciding_part(place))))
                 for name, place in settings.trained.items()
                 if name not in known
             }

@@ -20,7 +20,7 @@ from fastdetect.evaluation.scoring import (
     VideoScore,
     aggregate,
     contract_crop,
-    engine_scores,
+    engine_margins,
     find_faces,
 )
 from fastdetect.faces.centerface import CenterFaceDetector
@@ -66,6 +66,7 @@ class Runner:
         policy, max_seconds: which frames.
         threads: of the decoder and the face detector.
         worst: reals and fakes each whose pictures are kept.
+        explain: loads what inpaints those pictures' faces; None: the first engine does.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Runner:
         max_seconds: float | None = None,
         threads: int = 1,
         worst: int = 0,
+        explain: Callable[[], Engine] | None = None,
     ) -> None:
         self.engines, self.policy, self.max_seconds, self.threads = dict(engines), policy, max_seconds, threads
         self.detector = CenterFaceDetector(threads=threads)
@@ -84,8 +86,8 @@ class Runner:
             self.crop_of[name]: contract_crop(engine.image_size, contract_margin(engine))
             for name, engine in self.engines.items()
         }
-        self.worst = worst
-        self._wrong: dict[int, list[tuple[float, int, str, Pictures]]] = {}
+        self.worst, self.explain = worst, explain
+        self._wrong: dict[int, list[tuple[float, int, str, np.ndarray, np.ndarray]]] = {}
 
     def run(
         self,
@@ -117,7 +119,7 @@ class Runner:
             for condition in conditions:
                 done.conditions[condition].append(self._under(condition, entry, clip, first))
             step(isinstance(clip, str))
-        done.pictures = {key: pictures for heap in self._wrong.values() for _, _, key, pictures in heap}
+        done.pictures = self._pictures()
         return done
 
     def close(self) -> None:
@@ -132,20 +134,35 @@ class Runner:
             return f"{error.reason}: {error}"
 
     def _score(self, name: str, faces: VideoFaces, entry: Entry, position: int) -> VideoScore:
-        margins, patches = engine_scores(self.engines[name], faces, self.crop_of[name])
+        margins = engine_margins(self.engines[name], faces, self.crop_of[name])
         score = aggregate(faces, margins)
         if self.worst and name == next(iter(self.engines)) and score.margin is not None and score.track is not None:
             person = faces.tracks[score.track]
             at = np.flatnonzero(person.usable)
             at = at[np.linspace(0, len(at) - 1, min(SHOWN_FACES, len(at))).round().astype(int)]
             crops = person.crops[self.crop_of[name]]
-            pictures = Pictures(crops[at], patches[score.track][at], margins[score.track][at])
             wrongness = -score.margin if entry.label else score.margin
             heap = self._wrong[entry.label]
-            heapq.heappush(heap, (wrongness, -position, entry.key, pictures))
+            heapq.heappush(heap, (wrongness, -position, entry.key, crops[at], margins[score.track][at]))
             if len(heap) > self.worst:
                 heapq.heappop(heap)
         return score
+
+    def _pictures(self) -> dict[str, Pictures]:
+        """The worst videos' faces, inpainted all together."""
+        kept = [video for heap in self._wrong.values() for video in heap]
+        if not kept:
+            return {}
+        own = self.explain() if self.explain else None
+        try:
+            out = (own or next(iter(self.engines.values()))).run(np.concatenate([crops for *_, crops, _ in kept]))
+        finally:
+            if own is not None:
+                own.close()
+        patches = np.split(out.patch_scores, np.cumsum([len(crops) for *_, crops, _ in kept])[:-1])
+        return {
+            key: Pictures(crops, maps, margins) for (_, _, key, crops, margins), maps in zip(kept, patches, strict=True)
+        }
 
     def _under(self, condition: Condition, entry: Entry, clip: Clip | str, model: str) -> Outcome:
         if isinstance(clip, str):
@@ -159,7 +176,7 @@ class Runner:
         if isinstance(changed, str):
             return changed
         faces = find_faces(changed, self.detector, crops={self.crop_of[model]: self.crops[self.crop_of[model]]})
-        return aggregate(faces, engine_scores(self.engines[model], faces, self.crop_of[model])[0])
+        return aggregate(faces, engine_margins(self.engines[model], faces, self.crop_of[model]))
 
     def _clip(self, entry: Entry, faces: VideoFaces, score: VideoScore) -> list[FaceClip]:
         if score.track is None or score.margin is None:

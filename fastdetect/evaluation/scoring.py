@@ -225,14 +225,12 @@ def video_scores(videos: Sequence[VideoFaces], logits: np.ndarray) -> list[Video
     return [aggregate(faces, [next(margins) for _ in faces.tracks]) for faces in videos]
 
 
-def engine_scores(
-    engine: "Engine", faces: VideoFaces, crop: str = "model"
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Fused logit margins [n] and patch scores [n,gh,gw] of each track; one engine call a video."""
+def engine_margins(engine: "Engine", faces: VideoFaces, crop: str = "model") -> list[np.ndarray]:
+    """Fused logit margins [n] of each track; one engine call a video."""
     counts = [len(person.frames) for person in faces.tracks]
     if not counts:
-        return [], []
+        return []
     out = engine.run(np.concatenate([person.crops[crop] for person in faces.tracks]))
     ends = np.cumsum(counts)[:-1]
     margins = (out.logits[:, 1] - out.logits[:, 0]).astype(np.float64)
-    return np.split(margins, ends), np.split(out.patch_scores, ends)
+    return np.split(margins, ends)

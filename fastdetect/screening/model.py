@@ -12,10 +12,9 @@ from fastdetect import __version__
 from fastdetect.engines import load_engine
 from fastdetect.engines.base import Engine
 from fastdetect.engines.graph import Scoring
-from fastdetect.engines.load import is_export
+from fastdetect.engines.load import deciding_part
 from fastdetect.errors import UsageError
 from fastdetect.models.checkpoint import ModelFolder, Preprocess
-from fastdetect.models.detector import residual_decides
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.results import ThresholdRow
 from fastdetect.screening.verdict import Calibration
@@ -42,8 +41,8 @@ class Model:
             UsageError: it has no calibration and `uncalibrated` is off, or no threshold at a wanted rate.
         """
         # Inpainting is most of a detector's work: what no verdict needs is made for the eye alone.
-        alone = config.residual == "shown" and not is_export(config.model) and not residual_decides(config.model)
-        engine = _engine(config, "verdict" if alone else "detector")
+        part = deciding_part(config.model) if config.residual == "shown" else "detector"
+        engine = _engine(config, part)
         info = engine.info
         calibration = Calibration.from_config(info.calibration) if info.calibration else None
         if calibration is None and not config.uncalibrated:
@@ -60,7 +59,7 @@ class Model:
                 f"{config.sample}{first} its false-positive rates hold only roughly"
             )
         preprocess = info.preprocess or Preprocess(size=engine.image_size)
-        explainer = _engine(config, "detector") if alone and config.media else None
+        explainer = _engine(config, "detector") if part == "verdict" and config.media else None
         return cls(engine, info, preprocess, calibration, thresholds, warnings, explainer)
 
     def facts(self) -> dict[str, Any]:

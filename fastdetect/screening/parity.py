@@ -111,7 +111,7 @@ def compare(
             try:
                 check_decoder(decoder)
                 options = {"engine": engine, "decoder": decoder, "sample": SAMPLING, "precision": "fp32"}
-                config = ScreenConfig.model_validate({"model": model, "workers": 1, **options})
+                config = ScreenConfig.model_validate({"model": model, "workers": 1, "media": False, **options})
                 with Model.load(config) as loaded:
                     rows = list(Screener(loaded, config, media=None).screen(files))
             except FastdetectError as error:

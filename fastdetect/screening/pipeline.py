@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdetect import __version__
-from fastdetect.errors import FastdetectError, MediaError
+from fastdetect.errors import FastdetectError, MediaError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.screening.batching import FaceBatcher, Scored
 from fastdetect.screening.config import ScreenConfig
@@ -35,9 +35,13 @@ class Screener:
         model: what scores faces.
         config: the options.
         media: folder for crops and patch scores; None keeps nothing of a face.
+    Raises:
+        UsageError: `media` is a folder where the options keep no pictures.
     """
 
     def __init__(self, model: Model, config: ScreenConfig, *, media: Path | None) -> None:
+        if media is not None and not config.media:
+            raise UsageError(f"got a folder for pictures, {media}, and media=False; the model was loaded without them")
         self.model, self.config, self.media = model, config, media
         self.workers = config.workers or default_workers()
         self.settings = StageSettings(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fastdetect.cli import app
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.face_shape import MEAN_FIVE
+from fastdetect.engines.load import deciding_part
 from fastdetect.engines.torch_engine import TorchEngine
 from fastdetect.errors import DataError, UsageError
 from fastdetect.evaluation import calibrate, protocol
@@ -241,3 +242,22 @@ def test_a_clip_s_fake_is_one_forgery(pack: Path, model: Path) -> None:
     assert (np.abs(fakes - reals) > 0).all()
     with pytest.raises(DataError, match="has 5 faces"):
         calibrate.clip_scores(faces, ("val",), engine, min_faces=5, seed=0)
+
+
+def test_a_model_that_needs_nothing_inpainted_has_heat_maps_of_the_worst_files_all_the_same(
+    index: Path, model: Path, tmp_path: Path
+) -> None:
+    whole = TwoBranchDetector.from_pretrained(model)
+    with torch.no_grad():
+        whole.head.weight[:, whole.image_branch.features :] = 0
+    alone = whole.save_pretrained(tmp_path / "image")
+    assert (deciding_part(str(model)), deciding_part(str(alone))) == ("detector", "verdict")
+    options = COMMON | {"index": [str(index)], "model": str(alone), "precision": "fp32"}
+    _, pictures, entries = protocol.evaluate(EvaluateConfig.model_validate(options))
+    assert len(pictures) >= 2
+    engine = TorchEngine(whole, device="cpu", precision="fp32")
+    for key, shown in pictures.items():
+        assert key in entries
+        want = engine.run(shown.crops)
+        np.testing.assert_allclose(shown.patches, want.patch_scores, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(shown.margins, want.logits[:, 1] - want.logits[:, 0], atol=1e-3)

@@ -17,6 +17,8 @@ from fastdetect.errors import UsageError
 from fastdetect.reasons import Reason
 from fastdetect.screening.config import load_config
 from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.model import Model
+from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.results import Row, RunInfo, load_media
 from fastdetect.screening.run import run_screening
 
@@ -300,3 +302,9 @@ def test_a_model_whose_residual_branch_decides_inpaints_every_face(
     _, rows = screen(media / "person.mp4", media=False)
     for row in (rows["person.mp4"], everything[2]["person.mp4"]):
         assert all(face.residual_margin is not None for face in row.tracks[0].faces)
+
+
+def test_pictures_need_a_model_that_was_loaded_for_them(model_folder: Path, tmp_path: Path) -> None:
+    config = load_config(options={"model": str(model_folder), "precision": "fp32", "media": False})
+    with Model.load(config) as model, pytest.raises(UsageError, match="media=False"):
+        Screener(model, config, media=tmp_path)
