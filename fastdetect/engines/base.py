@@ -43,6 +43,7 @@ class Engine(Protocol):
         image_size: side S of the crops in pixels.
         batch_size: crops of one pass of the model; fewer cost as much, because they are padded to it.
         info: the model folder's config: preprocess contract, calibration, id, licence.
+        grid: (rows, columns) of the patch scores; None: an engine of the part `verdict`, which gives none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Engine(Protocol):
     image_size: int
     batch_size: int
     info: ModelFolder
+    grid: tuple[int, int] | None
 
     def run(self, crops: np.ndarray) -> EngineOutput:
         """Score crops, uint8 RGB [B,S,S,3], B >= 0; a crop's scores do not depend on its batch."""
@@ -71,7 +73,7 @@ class FixedBatchEngine(ABC):
     image_size: int
     batch_size: int
     info: ModelFolder
-    grid: tuple[int, int] | None  # of the patch scores; None: an engine of the part `verdict`
+    grid: tuple[int, int] | None
 
     def run(self, crops: np.ndarray) -> EngineOutput:
         """Score crops.

@@ -100,6 +100,11 @@ def evaluate(
     part = deciding_part(settings.model)
     engine = _load(settings, settings.model, part)
     with closing(engine):
+        if engine.grid is None and part == "detector" and settings.media and settings.worst:
+            raise UsageError(
+                f"{settings.model} is an export of the verdict alone, which inpaints nothing: give --no-media, or "
+                "export --part detector"
+            )
         runner = Runner(
             {"model": engine},
             policy,

@@ -43,6 +43,12 @@ class Model:
         # Inpainting is most of a detector's work: what no verdict needs is made for the eye alone.
         part = deciding_part(config.model) if config.residual == "shown" else "detector"
         engine = _engine(config, part)
+        if engine.grid is None and part == "detector" and (config.media or config.residual == "all"):
+            engine.close()
+            raise UsageError(
+                f"{config.model} is an export of the verdict alone, which inpaints nothing: give --no-media (and no "
+                "--residual all), or export --part detector"
+            )
         info = engine.info
         calibration = Calibration.from_config(info.calibration) if info.calibration else None
         if calibration is None and not config.uncalibrated:

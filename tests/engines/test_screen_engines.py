@@ -8,6 +8,8 @@ from engine_helpers import portrait_clip
 from typer.testing import CliRunner
 
 from fastdetect.cli import app
+from fastdetect.engines.export import export_model
+from fastdetect.errors import UsageError
 from fastdetect.video import dali
 
 DALI = pytest.param(
@@ -48,3 +50,17 @@ def test_the_verdict_does_not_depend_on_engine_and_decoder(
         assert abs(row["score"] - want["score"]) <= 0.02
         same = ("model_id", "model_sha256", "preprocess_sha256", "calibration_id")
         assert [row[name] for name in same] == [want[name] for name in same]
+
+
+def test_an_export_of_the_verdict_screens_without_pictures(clip: Path, image_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed: pip install 'fastdetect[onnx]'")
+    file, _ = export_model(str(image_folder), "onnx", tmp_path / "export", part="verdict")
+    want = screened(clip, image_folder, "torch", tmp_path / "torch")
+    row = screened(clip, file, "onnxruntime", tmp_path / "onnx")
+    assert abs(row["score"] - want["score"]) <= 1e-3
+    for found in (row, want):
+        assert [face["residual_margin"] for face in found["tracks"][0]["faces"]] == [None] * 16
+    command = ["screen", str(clip), "-o", str(tmp_path / "pictures"), "--model", str(file), "--device", "cpu"]
+    for more in ([], ["--no-media", "--residual", "all"]):
+        with pytest.raises(UsageError, match="--part detector"):
+            CliRunner().invoke(app, [*command, *more], catch_exceptions=False)

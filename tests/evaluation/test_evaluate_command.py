@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fastdetect.cli import app
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.face_shape import MEAN_FIVE
+from fastdetect.engines.export import export_model
 from fastdetect.engines.load import deciding_part
 from fastdetect.engines.torch_engine import TorchEngine
 from fastdetect.errors import DataError, UsageError
@@ -261,3 +262,10 @@ def test_a_model_that_needs_nothing_inpainted_has_heat_maps_of_the_worst_files_a
         want = engine.run(shown.crops)
         np.testing.assert_allclose(shown.patches, want.patch_scores, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(shown.margins, want.logits[:, 1] - want.logits[:, 0], atol=1e-3)
+    pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed: pip install 'fastdetect[onnx]'")
+    file, _ = export_model(str(alone), "onnx", tmp_path / "export", part="verdict")
+    options |= {"model": str(file), "engine": "onnxruntime"}
+    with pytest.raises(UsageError, match="--part detector"):
+        protocol.evaluate(EvaluateConfig.model_validate(options))
+    _, pictures, _ = protocol.evaluate(EvaluateConfig.model_validate(options | {"media": False}))
+    assert pictures == {}
