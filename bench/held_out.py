@@ -19,14 +19,12 @@ from torch import Tensor
 
 from fastdetect.data import filters
 from fastdetect.data.face_pack import FacePack
-from fastdetect.data.forgery import KINDS, ForgeryConfig
+from fastdetect.data.forgery import KINDS, VALIDATED
 from fastdetect.data.pairs import PairSource, batch_seed
 from fastdetect.engines import Engine, load_engine
-from fastdetect.engines.graph import Scoring
+from fastdetect.engines.load import deciding_part
 from fastdetect.evaluation.metrics import roc_auc
-from fastdetect.models.detector import residual_decides
 
-FAKES = ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25))
 _BATCH = 24
 
 
@@ -44,9 +42,7 @@ def changes(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]]:
         "blur, 1.3 px": lambda x: filters.blur_resample(x, of(x, 1.0), of(x, 1.3)),
         "half resolution": lambda x: filters.blur_resample(x, of(x, 2.0), of(x, 0.0)),
         "JPEG, quality 40": lambda x: filters.jpeg(x.clone(), of(x, 40.0)),
-        "noise, 8 of 255": lambda x: filters.add_noise(
-            x.clone(), torch.randn(x.shape, generator=noise), of(x, 8 / 255)
-        ),
+        "noise, 8 of 255": grain,
         "sharpened": lambda x: filters.sharpen(x.clone(), of(x, 0.8), of(x, 1.2)),
     }
 
@@ -55,7 +51,8 @@ def pairs(pack: Path, split: str, count: int, size: int) -> tuple[Tensor, Tensor
     """Return reals and fakes uint8 [N,3,S,S], and the fakes' kinds [N]."""
     source = PairSource(FacePack.load(pack), split, size)
     made = [
-        source.batch(min(_BATCH, count - first), batch_seed(1234, first), FAKES) for first in range(0, count, _BATCH)
+        source.batch(min(_BATCH, count - first), batch_seed(1234, first), VALIDATED)
+        for first in range(0, count, _BATCH)
     ]
     real, fake = (torch.cat([_bytes(getattr(part, name)) for part in made]) for name in ("real", "fake"))
     return real, fake, torch.cat([part.kind for part in made])
@@ -113,7 +110,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for name in args.models:
-        part: Scoring = "detector" if residual_decides(name) else "verdict"
+        part = deciding_part(name)
         engine = load_engine(name, device="cpu", precision="fp32", threads=args.threads, part=part)
         size = engine.image_size
         made[size] = made.get(size) or pairs(args.pack, args.split, args.pairs, size)

@@ -32,7 +32,7 @@ from bench.study_figures import Draws, Scores, aucs_of, intervals
 from bench.study_page import FILE, NOT_RUN, PAGE, tables, write_page
 from fastdetect import config as configuration
 from fastdetect.data.face_pack import FacePack
-from fastdetect.data.forgery import ForgeryConfig
+from fastdetect.data.forgery import VALIDATED
 from fastdetect.data.jobs import Counter
 from fastdetect.data.pairs import PairSource, batch_seed
 from fastdetect.engines.torch_engine import TorchEngine, best_precision, prepare
@@ -214,8 +214,7 @@ def held_out_pairs(pack: FacePack, size: int, count: int) -> tuple[np.ndarray, l
     fakes: list[np.ndarray] = []
     persons: list[str] = []
     for turn, first in enumerate(range(0, count, 24)):
-        kinds = ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25))
-        made = source.batch(min(24, count - first), batch_seed(7, turn), kinds)
+        made = source.batch(min(24, count - first), batch_seed(7, turn), VALIDATED)
         persons += [pack.identities[i] for i in made.identity.tolist()]
         for images, parts in ((made.real, reals), (made.fake, fakes)):
             parts.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())

@@ -55,6 +55,9 @@ class ForgeryConfig:
         return kind if redraws else torch.where(kind == KINDS.index("regenerated"), torch.zeros_like(kind), kind)
 
 
+VALIDATED = ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25))  # the fakes that held-out persons are given in validations
+
+
 @dataclass
 class Forged:
     """Fakes of a batch of reals.

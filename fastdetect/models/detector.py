@@ -202,6 +202,13 @@ class TwoBranchDetector(nn.Module):
         self.mim.eval()
         return self
 
+    @torch.no_grad()
+    def decide_by_image(self) -> Self:
+        """Make the fused head the image branch's own, so that the residual branch has no say; returns this detector."""
+        self.head.weight.zero_()[:, : self.image_branch.features] = self.image_head.weight
+        self.head.bias.copy_(self.image_head.bias)
+        return self
+
     def forward(
         self,
         images: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdetect import config as configuration
 from fastdetect.data.face_pack import FacePack
 from fastdetect.data.face_table import FaceTable
-from fastdetect.data.forgery import ForgeryConfig
+from fastdetect.data.forgery import VALIDATED, ForgeryConfig
 from fastdetect.data.group_sampler import GroupMaker, held_out_faces
 from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pieces, batch_seed
 from fastdetect.errors import UsageError
@@ -43,9 +43,7 @@ def build(config: TrainConfig) -> TwoBranchDetector:
         model = TwoBranchDetector(config.detector)
         model.image_branch.load_state_dict(started.image_branch.state_dict())
         model.image_head.load_state_dict(started.image_head.state_dict())
-        with torch.no_grad():  # the fused head starts as the image branch's
-            model.head.weight.zero_()[:, : model.image_branch.features] = started.image_head.weight
-            model.head.bias.copy_(started.image_head.bias)
+        model.decide_by_image()
         if config.detector.mim == started.config.mim:
             model.mim.load_state_dict(started.mim.state_dict())
     else:
@@ -113,7 +111,7 @@ def validate(model: TwoBranchDetector, source: PairSource, config: TrainConfig) 
     scores, labels = [], []
     pairs = config.val_faces // 2
     for number, first in enumerate(range(0, pairs, 24)):
-        made = source.batch(min(24, pairs - first), batch_seed(7, number), ForgeryConfig(kinds=(0.4, 0.35, 0.0, 0.25)))
+        made = source.batch(min(24, pairs - first), batch_seed(7, number), VALIDATED)
         for images, label in ((made.real, 0), (made.fake, 1)):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision != "fp32"):
                 scores.append(margins(model, images, residual=config.residual).cpu())
@@ -210,6 +208,11 @@ def train(config: TrainConfig, console: Console) -> Path:
                 return images, labels, blocks, maps
             return images, labels, blocks, maps, (more[1].float(), more[2].float())
 
+        def save(average: TwoBranchDetector) -> None:
+            if not config.residual:  # the fused head has learnt nothing
+                average.decide_by_image()
+            average.save_pretrained(config.output / "model", dtype=torch.float16, license="research-use only")
+
         task = Task(
             objective=objective,
             kept=objective,
@@ -221,9 +224,7 @@ def train(config: TrainConfig, console: Console) -> Path:
             prepare=prepare,
             measure=measure,
             rising=True,
-            save=lambda average: average.save_pretrained(
-                config.output / "model", dtype=torch.float16, license="research-use only"
-            ),
+            save=save,
             held=held,
             clip=2.0,
         )

@@ -72,9 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same detector with a fused head that gives its residual branch no weight."""
     model = TwoBranchDetector.from_pretrained(folder)
-    with torch.no_grad():
-        model.head.weight[:, model.image_branch.features :] = 0
-    return model.save_pretrained(tmp_path_factory.mktemp("models") / "image", model_id="image")
+    return model.decide_by_image().save_pretrained(tmp_path_factory.mktemp("models") / "image", model_id="image")
 
 
 Export = Callable[..., Graph]

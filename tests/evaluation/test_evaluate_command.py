@@ -248,9 +248,7 @@ def test_a_clip_s_fake_is_one_forgery(pack: Path, model: Path) -> None:
 def test_a_model_that_needs_nothing_inpainted_has_heat_maps_of_the_worst_files_all_the_same(
     index: Path, model: Path, tmp_path: Path
 ) -> None:
-    whole = TwoBranchDetector.from_pretrained(model)
-    with torch.no_grad():
-        whole.head.weight[:, whole.image_branch.features :] = 0
+    whole = TwoBranchDetector.from_pretrained(model).decide_by_image()
     alone = whole.save_pretrained(tmp_path / "image")
     assert (deciding_part(str(model)), deciding_part(str(alone))) == ("detector", "verdict")
     options = COMMON | {"index": [str(index)], "model": str(alone), "precision": "fp32"}

@@ -187,9 +187,9 @@ def test_the_papers_preset_runs() -> None:
 def test_whether_the_residual_branch_decides_is_in_the_fused_head(tmp_path: Path) -> None:
     model = build()
     assert residual_decides(model.save_pretrained(tmp_path / "both"))
-    with torch.no_grad():
-        model.head.weight[:, model.image_branch.features :] = 0
-    assert not residual_decides(model.save_pretrained(tmp_path / "image"))
+    assert not residual_decides(model.decide_by_image().save_pretrained(tmp_path / "image"))
+    out = TwoBranchDetector.from_pretrained(tmp_path / "image")(torch.rand(2, 3, 80, 80))
+    torch.testing.assert_close(out.logits, out.image_logits)
     model.mim.save_pretrained(tmp_path / "mim")
     for folder in ("mim", "nothing"):
         with pytest.raises(CheckpointError):

@@ -67,11 +67,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with a fused head that gives its residual branch no weight."""
-    import torch
-
     from fastdetect.models.detector import TwoBranchDetector
 
-    model = TwoBranchDetector.from_pretrained(model_folder)
-    with torch.no_grad():
-        model.head.weight[:, model.image_branch.features :] = 0
+    model = TwoBranchDetector.from_pretrained(model_folder).decide_by_image()
     return model.save_pretrained(tmp_path_factory.mktemp("models") / "image-small", model_id="image-small")

@@ -115,6 +115,8 @@ def test_pretraining_lowers_the_loss_and_goes_on(pack: Path, tmp_path: Path) -> 
 def test_training_in_two_stages(pack: Path, mim: Path, tmp_path: Path) -> None:
     first = tmp_path / "image"
     train.main(None, options(pack, first, "residual=false"))
+    alone = TwoBranchDetector.from_pretrained(first / "model")(torch.rand(2, 3, 112, 112))
+    torch.testing.assert_close(alone.logits, alone.image_logits)  # a first stage is a model that screens
     second = tmp_path / "both"
     assert train.main(None, options(pack, second, f"init={first / 'model'}", f"mim={mim}", "redraw=0.5")) == 0
     model = TwoBranchDetector.from_pretrained(second / "model")
