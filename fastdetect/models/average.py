@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ _TYPES: dict[str, type[TwoBranchDetector] | type[MaskedImageModel]] = {
     "two_branch_detector": TwoBranchDetector,
     "masked_image_model": MaskedImageModel,
 }
+
+_TRAINED_WITH = {"drop_rate", "drop_path_rate", "token_selection", "block_keep"}
 
 
 def average_models(
@@ -49,14 +52,23 @@ def average_models(
     if kind is None:
         raise CheckpointError(f"{models[0]} is a {configs[0].model_type}; wanted one of {', '.join(_TYPES)}")
     for name, config in zip(models, configs, strict=True):
-        if (config.model_type, config.architecture) != (configs[0].model_type, configs[0].architecture):
+        if config.model_type != configs[0].model_type:
+            raise CheckpointError(f"{name} is a {config.model_type}, {models[0]} a {configs[0].model_type}")
+    loaded = [kind.from_pretrained(folder) for folder in folders]
+    mean = loaded[0]
+    for name, model in zip(models, loaded, strict=True):
+        if _shape(model) != _shape(mean):
             raise CheckpointError(f"{name} has another architecture than {models[0]}: their weights have no mean")
-    states: list[dict[str, Tensor]] = [kind.from_pretrained(folder).state_dict() for folder in folders]
-    mean = kind.from_pretrained(folders[0])
+    states: list[dict[str, Tensor]] = [model.state_dict() for model in loaded]
     mean.load_state_dict({name: _mean([state[name] for state in states], shares) for name in states[0]})
     if isinstance(mean, TwoBranchDetector):
         mean.info = mean.info.model_copy(update={"calibration": None})  # it was of other scores
     return mean.save_pretrained(output, dtype=dtype)
+
+
+def _shape(model: TwoBranchDetector | MaskedImageModel) -> dict[str, Any]:
+    """What of a model's configuration its weights depend on."""
+    return model.config.model_dump(exclude=_TRAINED_WITH)
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -22,7 +22,8 @@ class TrainConfig(RunSettings):
         mim: the masked image model: its folder, a detector that has one, or a shipped name; needed with `residual`
             unless `init` has it.
         image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights.
-        residual: train both branches; without it only the image branch and its head (a first stage).
+        residual: train both branches; without it only the image branch and its head (a first stage), which then decide
+            alone in what is saved.
         freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
         hold_fused: leave the fused head as it starts, which with `init` is the image branch's: for a residual branch
             that is not good enough to have a say.

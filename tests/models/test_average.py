@@ -77,3 +77,19 @@ def test_what_has_no_mean_is_refused(folders: list[Path], tmp_path: Path) -> Non
     command = ["models", "average", *map(str, folders), "-o", "x", "--shares", "half"]
     with pytest.raises(UsageError, match="a number for each"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_what_a_model_was_trained_with_and_fields_that_it_leaves_out_do_not_matter(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    file = folders[1] / "config.json"
+    config = json.loads(file.read_text())
+    config["architecture"]["drop_rate"] = 0.3
+    del config["architecture"]["residual_backbone_args"]  # as a model written before that field was
+    file.write_text(json.dumps(config))
+    out = average_models(folders[:2], tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["architecture"]["drop_rate"] == 0.0
+    config["architecture"]["gain"] = 2.0
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        average_models(folders[:2], tmp_path / "out")
