@@ -1,9 +1,12 @@
-"""Training steps with our losses, with eager ones and with compiled ones; everything else in the step is the same.
+"""Training steps as `fastdetect train` and `pretrain` do them, and in plain torch: same networks, other loops.
 
-The optimiser does its full work at a learning rate of 0, so that every step is the same one and can be checked by its
-loss and the gradient of the layer that the loss reaches first.
+Ours, and with the losses alone exchanged, eager or compiled. "plain torch", on a CPU, has besides its depthwise layers
+in bfloat16, as autocast makes them. That the C library keeps freed memory (`fastdetect.training.cpu`) serves all of
+them here, since they share a process. The optimiser does its full work at a learning rate of 0, so that every step is
+the same one and can be checked by its loss and the gradient of the layer that the loss reaches first.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -17,7 +20,7 @@ from bench.registry import Inputs, Op, Outputs, Provider, Shape, compiled
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import PRESETS, MaskedImageModel, MaskedImageModelConfig
 from fastdetect.ops import masked_patch_loss, reference, supcon_margin_loss
-from fastdetect.training.cpu import depthwise_in_float32, has_fast_bf16
+from fastdetect.training.cpu import depthwise_in_float32, has_fast_bf16, keep_freed_memory
 
 TINY_MIM = MaskedImageModelConfig(
     image_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=32, decoder_depth=1,
@@ -42,9 +45,11 @@ class Step(Op):
 
     Attributes:
         loss: the registered op that the providers exchange.
+        depthwise: whether the model has such layers, for which our loop has a way of its own on a CPU.
     """
 
     loss: ClassVar[str]
+    depthwise: ClassVar[bool] = False
     floor = ""
     axis = "B"
 
@@ -67,6 +72,9 @@ class Step(Op):
         assert grad is not None
         return value.detach(), grad
 
+    def targets(self, shape: Shape, device: torch.device) -> Mapping[str, float]:
+        return {"plain torch" if self.depthwise else "eager": 1.3} if device.type == "cpu" else {}
+
     def objective(self, inputs: Inputs, loss: Loss) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no objective")
 
@@ -76,6 +84,20 @@ class Step(Op):
 
 def _bf16(device: torch.device) -> bool:
     return device.type == "cuda" or has_fast_bf16()
+
+
+def _loops(model: nn.Module) -> Inputs:
+    """The model and its optimiser as our loop has them on this device, and as a plain loop has them."""
+    plain = copy.deepcopy(model)
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
+        if has_fast_bf16():
+            depthwise_in_float32(model)
+    return {
+        "model": model,
+        "optimizer": _optimizer(model),
+        "plain": {"model": plain, "optimizer": _optimizer(plain)},
+    }
 
 
 def _optimizer(model: nn.Module) -> torch.optim.AdamW:
@@ -101,8 +123,7 @@ class PretrainStep(Step):
         model = MaskedImageModel(MIMS[shape["model"]]).to(device).train()
         mask = model.random_mask(shape["B"], 0.75)
         images = torch.rand(shape["B"], 3, *model.config.size, device=device)
-        bf16 = _bf16(device)
-        return {"model": model, "images": images, "mask": mask, "optimizer": _optimizer(model), "bf16": bf16}
+        return {"images": images, "mask": mask, "bf16": _bf16(device), **_loops(model)}
 
     def objective(self, inputs: Inputs, loss: Loss) -> Tensor:
         # The mask stays on the CPU for the model (its counts are read there) and is copied for the loss.
@@ -145,6 +166,7 @@ class DetectorStep(Step):
     name = "detector_step"
     title = "Two-branch detector training, a step"
     loss = "supcon_margin_loss"
+    depthwise = True
     shapes: ClassVar[Mapping[str, tuple[Shape, ...]]] = {
         "cpu": (Shape({"B": 32, "model": "fastdetect-small"}, "the shipped model"),),
         "cuda": (Shape({"B": 1024, "model": "fastdetect-small"}, "the shipped model"),),
@@ -153,16 +175,12 @@ class DetectorStep(Step):
 
     def inputs(self, shape: Shape, device: torch.device) -> Inputs:
         model = TwoBranchDetector(DETECTORS[shape["model"]]).to(device)
-        bf16 = _bf16(device)
-        if device.type == "cpu" and bf16:
-            depthwise_in_float32(model)
         size = model.config.image_size
         return {
-            "model": model,
             "images": torch.rand(shape["B"], 3, size, size, device=device),
             "labels": torch.arange(shape["B"], device=device) % 2,
-            "optimizer": _optimizer(model),
-            "bf16": bf16,
+            "bf16": _bf16(device),
+            **_loops(model),
         }
 
     def objective(self, inputs: Inputs, loss: Loss) -> Tensor:
@@ -199,10 +217,16 @@ class DetectorStep(Step):
 def _steps(step: Step, ours: Loss, eager: Loss, by_compiler: Loss, device: torch.device) -> dict[str, Provider]:
     tolerance = 3e-2 if _bf16(device) else 1e-3  # the model's own arithmetic, once more, in its own precision
 
-    def provider(loss: Loss) -> Provider:
-        return Provider(lambda x: step.run(x, loss), tolerance, graph=False)
+    def provider(loss: Loss, *, plain: bool = False) -> Provider:
+        if not plain:
+            return Provider(lambda x: step.run(x, loss), tolerance, graph=False)
+        # checked against its own model's arithmetic
+        return Provider(
+            lambda x: step.run({**x, **x["plain"]}, loss), tolerance, lambda x: step.truth({**x, **x["plain"]}), False
+        )
 
-    return {"ours": provider(ours), "eager": provider(eager), "torch.compile": provider(by_compiler)}
+    made = {"ours": provider(ours), "eager": provider(eager), "torch.compile": provider(by_compiler)}
+    return made | ({"plain torch": provider(eager, plain=True)} if step.depthwise and device.type == "cpu" else {})
 
 
 def _copied(outputs: Outputs) -> Outputs:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastdetect.data.pairs import batch_seed
 from fastdetect.errors import UsageError
-from fastdetect.training.cpu import has_fast_bf16
+from fastdetect.training.cpu import has_fast_bf16, keep_freed_memory
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
 from fastdetect.training.loop import Budget, Progress, cosine, ema_update, load_state, save_state
@@ -81,6 +81,8 @@ def run(task: Task, settings: RunSettings, ranks: Ranks, budget: Budget, console
     Raises:
         UsageError: the loss is not finite; CheckpointError: there is nothing to go on from.
     """
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     file = settings.output / "state.pt"
     done = Progress()
     if settings.resume:

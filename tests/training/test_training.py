@@ -1,6 +1,10 @@
 """Pretraining and training for real, on a few pictures of one face: weights move, runs go on, models load."""
 
 import json
+import platform
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +215,27 @@ def test_a_held_second_stage_scores_as_the_image_branch(pack: Path, mim: Path, t
     out = TwoBranchDetector.from_pretrained(tmp_path / "both" / "model")(torch.rand(2, 3, 112, 112))
     torch.testing.assert_close(out.logits, out.image_logits)
     assert not torch.allclose(out.logits, out.residual_logits)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_the_c_library_keeps_freed_memory_when_told_to() -> None:
+    code = """
+        from pathlib import Path
+        import torch
+        from fastdetect.training.cpu import keep_freed_memory
+
+        def left_mb():
+            torch.ones(32 << 20)
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            return pages * 4096 >> 20
+
+        print(left_mb())
+        assert keep_freed_memory()
+        print(left_mb())
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    before, kept = map(int, run.stdout.split())
+    assert kept - before > 100  # of 128
 
 
 def test_depthwise_layers_give_the_same_in_float32_under_autocast() -> None:
