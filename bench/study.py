@@ -41,11 +41,11 @@ from fastdetect.evaluation.index import REAL, Entry, read_index
 from fastdetect.evaluation.scoring import AGGREGATION, VideoFaces, aggregate, contract_crop, video_scores
 from fastdetect.faces.crop import MARGIN
 from fastdetect.models.checkpoint import find_folder, read_config
-from fastdetect.models.detector import TwoBranchDetector, area_resize
+from fastdetect.models.detector import TwoBranchDetector, area_resize, read_masked_image_model
 from fastdetect.models.inpainting import inpaint, plan
 from fastdetect.training.loop import pick_device
 from fastdetect.training.runner import runs_bf16
-from fastdetect.training.train import read_mim, train
+from fastdetect.training.train import train
 from fastdetect.training.train_settings import TrainConfig
 from fastdetect.video.sampling import SamplingPolicy
 
@@ -116,7 +116,7 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
         "pack": args.pack.resolve(), "mim": mim, "steps": args.steps, "pairs": args.pairs, "threads": args.threads,
         "device": args.device, "detector.image_size": args.size, "detector.image_backbone": args.image_backbone,
         "detector.residual_backbone": args.residual_backbone, "detector.protocol": args.protocol,
-        "detector.mim": read_mim(mim).config.model_dump(),
+        "detector.mim": read_masked_image_model(mim).config.model_dump(),
     }  # fmt: skip
     runs = []
     for seed in args.seeds:

@@ -172,6 +172,7 @@ def pretrain(
         list[Path] | None, typer.Argument(help="Face packs, see `fastdetect data pack`.", show_default=False)
     ] = None,
     output: RunOutput = None,
+    init: Annotated[str | None, typer.Option(help="Model to start from: folder, shipped name or Hub id.")] = None,
     masking: Annotated[str | None, typer.Option(help="random, block or facial. [random]")] = None,
     steps: Steps = None,
     minutes: Minutes = None,
@@ -185,6 +186,7 @@ def pretrain(
     options: dict[str, Any] = {
         "packs": packs or None,
         "output": output,
+        "init": init,
         "masking": masking,
         "steps": steps,
         "minutes": minutes,

@@ -16,7 +16,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fastdetect.errors import CheckpointError, FastdetectError, ShapeError, UsageError
-from fastdetect.models.checkpoint import WEIGHTS_FILE, ModelFolder, Preprocess, find_folder, read_folder, write_folder
+from fastdetect.models.checkpoint import (
+    WEIGHTS_FILE,
+    ModelFolder,
+    Preprocess,
+    find_folder,
+    read_config,
+    read_folder,
+    write_folder,
+)
 from fastdetect.models.inpainting import check_blocks, draw_blocks, inpaint, plan
 from fastdetect.models.masked_image_model import PRESETS as MIM_PRESETS
 from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig
@@ -311,6 +319,17 @@ class TwoBranchDetector(nn.Module):
         if not images.is_floating_point():
             raise ShapeError(f"images must be uint8, or floating point in [0,1]; got {images.dtype}")
         return images.to(self.mean.dtype)
+
+
+def read_masked_image_model(name: str | Path) -> MaskedImageModel:
+    """Return the masked image model of a folder, shipped name or Hub id: itself, or the one in a detector.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    if read_config(find_folder(name)).model_type == "two_branch_detector":
+        return TwoBranchDetector.from_pretrained(name).mim
+    return MaskedImageModel.from_pretrained(name)
 
 
 def residual_decides(name: str | Path) -> bool:

@@ -17,6 +17,7 @@ from fastdetect.data.forgery import Dice, crop_pack
 from fastdetect.data.pairs import Deal, Pictures, Pieces, batch_seed, pack_side
 from fastdetect.errors import UsageError
 from fastdetect.faces.crop import MARGIN
+from fastdetect.models.detector import read_masked_image_model
 from fastdetect.models.masked_image_model import PRESETS, MaskedImageModel, MaskedImageModelConfig
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
@@ -34,7 +35,9 @@ class PretrainConfig(RunSettings):
 
     Args:
         packs: face packs; their "train" faces are learnt, the first one's "val" faces measured.
-        model: preset of the masked image model, or its sizes.
+        init: model whose weights it starts from: a folder, such as `fastdetect models convert` writes, a shipped name
+            or a Hub id, of a masked image model or a detector with one; null: random weights.
+        model: preset of the masked image model, or its sizes; null: that of `init`, else mae_small_112.
         masking: "random" patches [paper], one 3x3 "block" [paper's other one], or "facial": a region of the face whole
             and random patches [ours].
         mask_ratio: share of patches removed, by random and facial masking [paper: 0.75].
@@ -47,7 +50,8 @@ class PretrainConfig(RunSettings):
     """
 
     packs: list[Path] = Field(min_length=1)
-    model: str | MaskedImageModelConfig = "mae_small_112"
+    init: str | None = None
+    model: str | MaskedImageModelConfig | None = None
     masking: Literal["random", "block", "facial"] = "random"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     blocks: float = Field(default=0.0, ge=0, le=1)
@@ -131,6 +135,21 @@ def validate(model: MaskedImageModel, images: Tensor, ratio: float) -> float:
     return float(model.loss(images, mask))
 
 
+def build(config: PretrainConfig) -> MaskedImageModel:
+    """Return the model that the run starts from."""
+    sizes = config.model
+    if isinstance(sizes, str):
+        if sizes not in PRESETS:
+            raise UsageError(f"unknown preset {sizes!r}; have {', '.join(PRESETS)}")
+        sizes = PRESETS[sizes]
+    if config.init is None:
+        return MaskedImageModel(sizes or PRESETS["mae_small_112"])
+    model = read_masked_image_model(config.init)
+    if sizes is not None and sizes != model.config:
+        raise UsageError(f"model is {sizes}, but {config.init} has {model.config}: leave `model` out, or `init`")
+    return model.requires_grad_(True).train()
+
+
 def pretrain(config: PretrainConfig, console: Console) -> Path:
     """Train, and return the folder of the averaged weights (`output`/model); under torchrun with all its processes.
 
@@ -138,13 +157,11 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
         UsageError: the configuration does not fit together; DataError: a pack cannot be read.
     """
     budget = Budget(config.steps, config.minutes)
-    if isinstance(config.model, str) and config.model not in PRESETS:
-        raise UsageError(f"unknown preset {config.model!r}; have {', '.join(PRESETS)}")
     with Ranks.join(config.device) as ranks:
         deal = Deal(config.batch, ranks.rank, ranks.world, config.accumulate, config.parts)
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        model = MaskedImageModel(config.model).to(ranks.device)
+        model = build(config).to(ranks.device)
         packs, size = [FacePack.load(p) for p in config.packs], model.config.size[0]
         make = FaceMaker(packs, deal.each, size, config.seed, torch.device("cpu") if config.workers else ranks.device)
         if ranks.main:

@@ -19,8 +19,8 @@ from fastdetect.data.group_sampler import GroupMaker, held_out_faces
 from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pieces, batch_seed
 from fastdetect.errors import UsageError
 from fastdetect.evaluation.metrics import roc_auc
-from fastdetect.models.checkpoint import find_folder, load_backbone_weights, read_config
-from fastdetect.models.detector import TwoBranchDetector, area_resize
+from fastdetect.models.checkpoint import load_backbone_weights
+from fastdetect.models.detector import TwoBranchDetector, area_resize, read_masked_image_model
 from fastdetect.models.inpainting import draw_blocks, inpaint
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training.cpu import depthwise, depthwise_in_float32
@@ -53,20 +53,13 @@ def build(config: TrainConfig) -> TwoBranchDetector:
         elif config.image_weights:
             raise UsageError(f"image_weights is {config.image_weights!r}; wanted efficientnet-lite0 or null")
     if config.mim:
-        pretrained = read_mim(config.mim)
+        pretrained = read_masked_image_model(config.mim)
         if pretrained.config != config.detector.mim:
             raise UsageError(f"mim: {config.mim} has {pretrained.config}, detector.mim is {config.detector.mim}")
         model.mim.load_state_dict(pretrained.state_dict())
     elif config.residual and not config.init:
         raise UsageError("training the residual branch needs `mim`, the folder of a pretrained masked image model")
     return model
-
-
-def read_mim(name: Path) -> MaskedImageModel:
-    """Return the masked image model of a folder or shipped name: itself, or the one in a detector."""
-    if read_config(find_folder(name)).model_type == "two_branch_detector":
-        return TwoBranchDetector.from_pretrained(name).mim
-    return MaskedImageModel.from_pretrained(name)
 
 
 def frozen_stages(net: nn.Module, count: int) -> list[nn.Module]:

@@ -116,6 +116,24 @@ def test_pretraining_lowers_the_loss_and_goes_on(pack: Path, tmp_path: Path) -> 
     MaskedImageModel.from_pretrained(tmp_path / "model")
 
 
+def test_pretraining_starts_from_a_models_weights(pack: Path, mim: Path, tmp_path: Path) -> None:
+    base = [f"packs=[{pack}]", f"output={tmp_path / 'run'}", "batch=4", "workers=0", "steps=1", "pictures=false"]
+    pretrain.main(None, [*base, "base_lr=1e-9", "tensorboard=false"], {"init": str(mim)})
+    start, end = (MaskedImageModel.from_pretrained(folder) for folder in (mim, tmp_path / "run" / "model"))
+    assert end.config == start.config
+    for name, value in end.state_dict().items():
+        torch.testing.assert_close(value, start.state_dict()[name], atol=1e-3, rtol=1e-3)
+    detector = TwoBranchDetector(DetectorConfig.model_validate(SMALL | {"mim": start.config}))
+    folder = detector.save_pretrained(tmp_path / "detector")
+    inside = pretrain.build(configuration.load(pretrain.PretrainConfig, None, [*base, f"init={folder}"]))
+    torch.testing.assert_close(inside.state_dict(), detector.mim.state_dict())
+    assert all(p.requires_grad for p in inside.parameters())
+    with pytest.raises(UsageError, match="leave `model` out"):
+        pretrain.main(None, [*base, f"init={mim}", "model=mae_base_224"])
+    with pytest.raises(UsageError, match="unknown preset 'mae'"):
+        pretrain.main(None, [*base, "model=mae"])
+
+
 def test_training_in_two_stages(pack: Path, mim: Path, tmp_path: Path) -> None:
     first = tmp_path / "image"
     train.main(None, options(pack, first, "residual=false"))
