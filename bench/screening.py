@@ -38,7 +38,8 @@ from rich.console import Console
 from fastdetect.engines.scorer import VerdictScorer
 from fastdetect.faces.centerface import CenterFaceDetector
 from fastdetect.faces.crop import crop_face
-from fastdetect.models.detector import TwoBranchDetector, residual_decides
+from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.folder import residual_decides
 from fastdetect.screening.config import DetectionConfig, ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model

@@ -40,8 +40,8 @@ from fastdetect.errors import DataError, ShapeError, UsageError
 from fastdetect.evaluation.index import REAL, Entry, read_index
 from fastdetect.evaluation.scoring import AGGREGATION, VideoFaces, aggregate, contract_crop, video_scores
 from fastdetect.faces.crop import MARGIN
-from fastdetect.models.checkpoint import find_folder, read_config
 from fastdetect.models.detector import TwoBranchDetector, area_resize, read_masked_image_model
+from fastdetect.models.folder import find_folder, read_config
 from fastdetect.models.inpainting import inpaint, plan
 from fastdetect.training.loop import pick_device
 from fastdetect.training.runner import runs_bf16

@@ -10,11 +10,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.models.checkpoint import ModelFolder
+from fastdetect.models.folder import ModelFolder
 
 EngineName = Literal[
     "auto", "torch", "torch-compile", "torch-cuda-graph", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
 ]
+Mode = Literal["eager", "compile", "cuda-graph"]  # of torch
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 

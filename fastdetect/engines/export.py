@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdetect import __version__
-from fastdetect.engines.base import Precision, Profile
-from fastdetect.engines.cache import Say, cached, writing
-from fastdetect.engines.graph import SCORERS, Graph, GraphInfo, Part, Scoring, Stored, parse_info, read_graph
+from fastdetect.engines.base import Profile
+from fastdetect.engines.cache import Say, writing
+from fastdetect.engines.graph import OPSET, PARITY, SCORERS, Graph, GraphInfo, Part, Stored
 from fastdetect.engines.scorer import (
     INPAINTER_OUTPUTS,
     SCORER_OUTPUTS,
@@ -32,14 +32,12 @@ from fastdetect.engines.scorer import (
 )
 from fastdetect.engines.torch_engine import prepare
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
-from fastdetect.models.checkpoint import find_folder, read_config
 from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.folder import find_folder, read_config
 from fastdetect.models.inpainting import Plan, plan
 from fastdetect.models.masked_image_model import MaskedImageModel
-from fastdetect.onnx_wire import read_metadata, with_free_shapes
+from fastdetect.onnx_wire import with_free_shapes
 
-OPSET = 20
-PARITY = 1e-3  # an fp32 graph that differs more from torch is not written
 TARGETS = ("onnx", "openvino", "torch", "tensorrt", "tensorrt-rtx")
 _MOST = 4096  # images of one pass
 
@@ -139,38 +137,6 @@ def write_together(output: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for name in files:
             os.replace(Path(staging) / name, output / name)
-
-
-def cached_graph(model: str, precision: Precision, default: Stored, say: Say, part: Scoring = "detector") -> Graph:
-    """A graph that scores faces, for an engine: a file that `fastdetect export` wrote, or exported now and kept.
-
-    Args:
-        model: an .onnx file, a folder with detector.onnx, or as for `export_model`.
-        precision: what is wanted; `auto` takes a file as it is, and exports a model as `default`.
-        part: what is exported; a file has its own.
-    """
-    path = Path(model)
-    file = path if path.suffix == ".onnx" else path / "detector.onnx"
-    if path.suffix == ".onnx" or file.is_file():
-        graph = read_graph(file)
-        if precision not in ("auto", graph.info.precision):
-            raise UsageError(f"{file} is {graph.info.precision}, wanted {precision}; export it so")
-        return graph
-    wanted: Stored = default if precision == "auto" else precision
-    data = cached(
-        "onnx",
-        graph_key(model, wanted, part) | {"opset": str(OPSET)},
-        lambda: export_graph(model, part, wanted, say).onnx,
-        say,
-    )
-    return Graph(data, parse_info(read_metadata(data).get("fastdetect"), model))
-
-
-def graph_key(model: str, precision: Stored, part: Scoring) -> dict[str, str]:
-    """What a graph that scores faces depends on, for the cache."""
-    config = read_config(find_folder(model)).model_dump_json()
-    key = {"config": hashlib.sha256(config.encode()).hexdigest(), "precision": precision, "part": part}
-    return key | {"fastdetect": __version__, "torch": torch.__version__}
 
 
 def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastdetect.errors import CheckpointError, EngineError
-from fastdetect.models.checkpoint import ModelFolder
+from fastdetect.models.folder import ModelFolder
 from fastdetect.onnx_wire import read_metadata
 
 Part = Literal["detector", "verdict", "masked-image-model", "face-detector"]
@@ -20,6 +20,8 @@ Scoring = Literal["detector", "verdict"]
 SCORERS = get_args(Scoring)
 Stored = Literal["fp32", "fp16", "bf16"]
 KEY = "fastdetect"
+OPSET = 20  # of the ONNX graphs that are written
+PARITY = 1e-3  # an fp32 graph that differs more from torch is not written
 
 
 class GraphInfo(BaseModel):

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import torch
-
-from fastdetect.engines.base import Engine, EngineName, Precision, Profile
+from fastdetect.engines.base import Engine, EngineName, Mode, Precision, Profile
 from fastdetect.engines.cache import Say
 from fastdetect.engines.graph import Scoring, Stored
-from fastdetect.engines.torch_engine import Mode, TorchEngine, cpu_has_amx
+from fastdetect.engines.machine import cpu_has_amx, torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
-from fastdetect.models.detector import residual_decides
+from fastdetect.models.folder import residual_decides
 
 _TORCH: dict[str, Mode] = {"torch": "eager", "torch-compile": "compile", "torch-cuda-graph": "cuda-graph"}
 _SUFFIX = {"tensorrt": ".plan", "openvino": ".xml", "onnxruntime": ".onnx"}  # `auto` takes the first that is there
@@ -55,10 +53,8 @@ def load_engine(
     """
     if engine not in get_args(EngineName):
         raise UsageError(f"unknown engine {engine!r}; have: {', '.join(get_args(EngineName))}")
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}")
     if precision not in get_args(Precision):
         raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     if batch_size is not None and batch_size < 1:
@@ -72,8 +68,7 @@ def load_engine(
             return built
         engine = engine or "torch"
     if engine in _TORCH:
-        size = shape.best if shape else None
-        return TorchEngine(model, device=device, precision=precision, batch_size=size, mode=_TORCH[engine], part=part)
+        return _torch(model, replace(options, engine=engine))
     build = {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(engine, _tensorrt)
     built = build(model, replace(options, engine=engine))
     if built.device != "cpu":
@@ -96,8 +91,19 @@ class _Options:
         return self.shape.best if self.shape else None
 
 
+def _torch(model: str, o: _Options) -> Engine:
+    import torch
+
+    from fastdetect.engines.torch_engine import TorchEngine
+
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    mode = _TORCH[o.engine]
+    return TorchEngine(model, device=o.device, precision=o.precision, batch_size=o.batch_size, mode=mode, part=o.part)
+
+
 def _onnxruntime(model: str, o: _Options) -> Engine:
-    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.kept import cached_graph
     from fastdetect.engines.onnxruntime_engine import OnnxRuntimeEngine, best_device, check
 
     device = best_device() if o.device == "auto" else o.device
@@ -109,7 +115,7 @@ def _onnxruntime(model: str, o: _Options) -> Engine:
 
 
 def _openvino(model: str, o: _Options) -> Engine:
-    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.kept import cached_graph
     from fastdetect.engines.openvino_convert import converted
     from fastdetect.engines.openvino_engine import OpenVinoEngine, check
 
@@ -127,7 +133,7 @@ def _openvino(model: str, o: _Options) -> Engine:
 
 def _fast_on_cpu(model: str, o: _Options) -> Engine | None:
     """OpenVINO where it is the faster of two; None, and one line, where it cannot be had after all."""
-    here = o.device == "cpu" or (o.device == "auto" and not torch.cuda.is_available())
+    here = o.device == "cpu" or (o.device == "auto" and not torch_has_gpu())
     if not (here and o.precision in ("auto", "bf16") and cpu_has_amx() and importlib.util.find_spec("openvino")):
         return None
     try:
@@ -138,7 +144,7 @@ def _fast_on_cpu(model: str, o: _Options) -> Engine | None:
 
 
 def _tensorrt(model: str, o: _Options) -> Engine:
-    from fastdetect.engines.export import cached_graph
+    from fastdetect.engines.kept import cached_graph
     from fastdetect.engines.tensorrt_build import gpu_here, load_runtime
     from fastdetect.engines.tensorrt_engine import TensorRtEngine, read_plan
 

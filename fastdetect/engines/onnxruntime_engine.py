@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime as ort
-import torch
 
 from fastdetect.engines.base import FixedBatchEngine
 from fastdetect.engines.graph import Graph, need_scorer
+from fastdetect.engines.machine import torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 
 
@@ -61,7 +61,7 @@ class OnnxRuntimeEngine(FixedBatchEngine):
 
 def best_device() -> str:
     """`cuda` where both ONNX Runtime and torch have it."""
-    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available() else "cpu"
+    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() and torch_has_gpu() else "cpu"
 
 
 def check(device: str, precision: str) -> tuple[str, dict[str, str]]:

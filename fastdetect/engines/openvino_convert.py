@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fastdetect.engines.cache import Say, cached
-from fastdetect.engines.export import PARITY, Traced, graph_key, trace
-from fastdetect.engines.graph import GraphInfo, Scoring
+from fastdetect.engines.graph import PARITY, GraphInfo, Scoring
+from fastdetect.engines.kept import graph_key
 from fastdetect.engines.openvino_engine import write_ir
 from fastdetect.errors import EngineError
 from fastdetect.openvino_runtime import import_openvino
+
+if TYPE_CHECKING:
+    from fastdetect.engines.export import Traced
 
 _SIZE_BYTES = 8  # of the number that says how long the first file is
 
@@ -49,8 +51,12 @@ def converted(model: str, say: Say, part: Scoring = "detector") -> Converted:
 
 
 def _pack(model: str, say: Say, part: Scoring) -> bytes:
+    import torch
+
+    from fastdetect.engines.export import trace
+
     ov = import_openvino()
-    say(f"converting {model} for OpenVINO; this is done once")
+    say(f"converting the {part} of {model} for OpenVINO; this is done once")
     traced = trace(model, part, "fp32")
     (source, dims), *_ = traced.info.inputs.items()
     with torch.no_grad(), warnings.catch_warnings():
@@ -71,6 +77,8 @@ def _pack(model: str, say: Say, part: Scoring) -> bytes:
 
 def _check(ov: Any, graph: Any, traced: Traced) -> None:
     """Compare it in fp32 with torch, on another batch than it was traced with."""
+    import torch
+
     crops = np.random.default_rng(0).integers(0, 256, (3, *traced.example.shape[1:]), np.uint8)
     got = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([crops])
     with torch.no_grad():

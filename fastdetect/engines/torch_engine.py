@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastdetect.engines.base import FixedBatchEngine, Precision
+from fastdetect.engines.base import FixedBatchEngine, Mode, Precision
 from fastdetect.engines.graph import SCORERS, Scoring
+from fastdetect.engines.machine import cpu_has_amx
 from fastdetect.engines.scorer import FaceScorer, VerdictScorer
 from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector
 
-Mode = Literal["eager", "compile", "cuda-graph"]
 Scorer = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -127,11 +127,6 @@ def best_precision(device: torch.device) -> Literal["fp32", "fp16", "bf16"]:
         with torch.cuda.device(device):
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if cpu_has_amx() else "fp32"
-
-
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in AMX tiles."""
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def prepare(model: TwoBranchDetector, device: torch.device, precision: str) -> TwoBranchDetector:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 from scipy.special import expit, log_expit
 
 from fastdetect.errors import DataError, ShapeError
@@ -39,6 +38,8 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = 
     Raises:
         DataError: one class only, a score that is not finite, or fakes no higher than reals (a <= 0).
     """
+    from scipy import optimize
+
     s, y, w = _rows(scores, labels, weights)
     n = np.array([(y == 0).sum(), (y == 1).sum()])
     target = np.where(y == 1, (n[1] + 1) / (n[1] + 2), 1 / (n[0] + 2))
@@ -70,6 +71,8 @@ def fit_isotonic(
     Returns:
         (x, y): knots for linear interpolation; flat outside.
     """
+    from scipy import optimize
+
     s, y, w = _rows(scores, labels, weights)
     w = np.where(y == 1, w / w[y == 1].sum(), w / w[y == 0].sum())
     x, index = np.unique(s, return_inverse=True)
@@ -105,6 +108,8 @@ def fit_threshold(
     Raises:
         DataError: fewer than three identities, or reals that all score the same.
     """
+    from scipy import stats
+
     s, _, w = _rows(real_scores, np.zeros(len(identities), int), identity_weights(identities), one_class=True)
     if not 0 < target_fpr < 0.5:
         raise ShapeError(f"target_fpr {target_fpr}: wanted above 0 and below 0.5")
@@ -171,6 +176,8 @@ def check_fpr(scores: ArrayLike, threshold: float, *, level: float = 0.95) -> tu
     Raises:
         DataError: no score, or one that is not finite.
     """
+    from scipy import stats
+
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise DataError(f"realised FPR needs finite scores of reals, got {values.shape}")

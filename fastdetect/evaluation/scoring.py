@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import trim_mean
 
 from fastdetect.faces.centerface import CenterFaceDetector, Face
 from fastdetect.faces.crop import MARGIN, crop_face
@@ -179,7 +178,9 @@ def extract_faces(
 
 def track_margin(margins: np.ndarray) -> float:
     """The raw score of one person: the mean of the margins [n] without the TRIM extremes [ours]."""
-    return float(trim_mean(np.sort(np.asarray(margins, dtype=np.float64)), TRIM))
+    ordered = np.sort(np.asarray(margins, dtype=np.float64))
+    cut = int(TRIM * len(ordered))
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def aggregate(

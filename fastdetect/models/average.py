@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import CheckpointError, UsageError
-from fastdetect.models.checkpoint import find_folder, read_config
 from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.folder import find_folder, read_config
 from fastdetect.models.masked_image_model import MaskedImageModel
 
 _TYPES: dict[str, type[TwoBranchDetector] | type[MaskedImageModel]] = {

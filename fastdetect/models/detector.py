@@ -11,20 +11,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fastdetect.errors import CheckpointError, FastdetectError, ShapeError, UsageError
-from fastdetect.models.checkpoint import (
-    WEIGHTS_FILE,
-    ModelFolder,
-    Preprocess,
-    find_folder,
-    read_config,
-    read_folder,
-    write_folder,
-)
+from fastdetect.errors import FastdetectError, ShapeError, UsageError
+from fastdetect.models.checkpoint import read_folder, write_folder
+from fastdetect.models.folder import ModelFolder, Preprocess, find_folder, read_config
 from fastdetect.models.inpainting import check_blocks, draw_blocks, inpaint, plan
 from fastdetect.models.masked_image_model import PRESETS as MIM_PRESETS
 from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig
@@ -330,23 +322,6 @@ def read_masked_image_model(name: str | Path) -> MaskedImageModel:
     if read_config(find_folder(name)).model_type == "two_branch_detector":
         return TwoBranchDetector.from_pretrained(name).mim
     return MaskedImageModel.from_pretrained(name)
-
-
-def residual_decides(name: str | Path) -> bool:
-    """Whether the fused head of a detector's folder gives its residual branch any weight.
-
-    Where it gives none, the image branch alone decides, and inpainting serves explanation only.
-
-    Raises:
-        CheckpointError: there is no such detector.
-    """
-    folder = find_folder(name)
-    try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            fused, own = file.get_tensor("head.weight"), file.get_tensor("residual_head.weight")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a detector's: {error}") from error
-    return bool(fused[:, fused.shape[1] - own.shape[1] :].any())
 
 
 def area_resize(images: Tensor, size: int) -> Tensor:

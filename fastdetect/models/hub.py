@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from fastdetect.errors import CheckpointError
 from fastdetect.models import timm_entries as timm_entries  # registers its names
-from fastdetect.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelFolder, find_folder, read_config, sha256_of
 from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelFolder, find_folder, read_config, sha256_of
 from fastdetect.models.masked_image_model import MaskedImageModel
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.models.checkpoint import ModelFolder, read_folder, write_folder
+from fastdetect.models.checkpoint import read_folder, write_folder
+from fastdetect.models.folder import ModelFolder
 from fastdetect.ops import masked_patch_loss
 
 

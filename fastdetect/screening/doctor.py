@@ -193,7 +193,7 @@ def _model() -> str:
 
 
 def _calibration() -> str:
-    from fastdetect.models.checkpoint import find_folder, read_config
+    from fastdetect.models.folder import find_folder, read_config
     from fastdetect.screening.verdict import Calibration
 
     block = read_config(find_folder(MODEL)).calibration

@@ -14,7 +14,7 @@ from fastdetect.engines.base import Engine
 from fastdetect.engines.graph import Scoring
 from fastdetect.engines.load import deciding_part
 from fastdetect.errors import UsageError
-from fastdetect.models.checkpoint import ModelFolder, Preprocess
+from fastdetect.models.folder import ModelFolder, Preprocess
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.results import ThresholdRow
 from fastdetect.screening.verdict import Calibration

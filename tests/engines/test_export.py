@@ -15,18 +15,17 @@ from engine_helpers import SIDE, crops, on_a_full_disk, start_child
 
 from fastdetect.engines import load_engine
 from fastdetect.engines.export import (
-    OPSET,
     _hard_activations,
-    cached_graph,
     export_graph,
     export_model,
     torch_program,
     trace,
     write_together,
 )
-from fastdetect.engines.graph import Graph, read_graph
+from fastdetect.engines.graph import OPSET, Graph, read_graph
+from fastdetect.engines.kept import cached_graph
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
-from fastdetect.models.checkpoint import read_config
+from fastdetect.models.folder import read_config
 from fastdetect.onnx_wire import read_metadata
 
 

@@ -13,8 +13,8 @@ from fastdetect.engines import Engine, TorchEngine, load_engine
 from fastdetect.engines.base import PROFILES, EngineName, Precision, Profile
 from fastdetect.engines.export import export_model
 from fastdetect.engines.graph import Graph
+from fastdetect.engines.machine import cpu_has_amx
 from fastdetect.engines.onnxruntime_engine import OnnxRuntimeEngine
-from fastdetect.engines.torch_engine import cpu_has_amx
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, ShapeError, UsageError
 from fastdetect.openvino_runtime import openvino_core
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from fastdetect.errors import CheckpointError, MissingDependencyError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModel, MaskedImageModelConfig, TwoBranchDetector
-from fastdetect.models import checkpoint as checkpoint_module
-from fastdetect.models.checkpoint import find_folder, load_backbone_weights, sha256_of, shipped_models
+from fastdetect.models import folder as folder_module
+from fastdetect.models.checkpoint import load_backbone_weights
+from fastdetect.models.folder import find_folder, sha256_of, shipped_models
 
 MIM = MaskedImageModelConfig(
     image_size=32,
@@ -156,7 +157,7 @@ def test_damaged_folders_are_named(folder: Path) -> None:
 
 
 def test_shipped_names_resolve_and_are_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "SHIPPED", folder.parent)
+    monkeypatch.setattr(folder_module, "SHIPPED", folder.parent)
     assert shipped_models() == ["detector"]
     assert find_folder("detector") == folder
     with pytest.raises(CheckpointError, match="have: detector"):
@@ -169,7 +170,7 @@ def test_every_shipped_model_loads() -> None:
     for name in shipped_models():
         cls = (
             TwoBranchDetector
-            if "detector" in checkpoint_module.read_config(find_folder(name)).model_type
+            if "detector" in folder_module.read_config(find_folder(name)).model_type
             else MaskedImageModel
         )
         assert cls.from_pretrained(name) is not None

@@ -10,7 +10,8 @@ from torch import Tensor
 from fastdetect.engines import TorchEngine
 from fastdetect.errors import CheckpointError, ShapeError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModelConfig, TwoBranchDetector, inpaint
-from fastdetect.models.detector import area_resize, residual_decides
+from fastdetect.models.detector import area_resize
+from fastdetect.models.folder import residual_decides
 
 MIM = MaskedImageModelConfig(
     image_size=56,

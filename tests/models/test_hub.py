@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from fastdetect.cli import app
 from fastdetect.errors import CheckpointError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModel, MaskedImageModelConfig, TwoBranchDetector
-from fastdetect.models.checkpoint import ModelFolder, find_folder, sha256_of
 from fastdetect.models.convert import convert_mae
+from fastdetect.models.folder import ModelFolder, find_folder, sha256_of
 from fastdetect.models.hub import AutoDetector, model_card, push_to_hub
 from fastdetect.models.masked_image_model import sincos_positions
 

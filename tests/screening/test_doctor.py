@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdetect.models import checkpoint
+from fastdetect.models import folder
 from fastdetect.screening.doctor import describe_machine, examine, run_doctor
 
 STATES = {"ok", "missing", "broken", "unused"}
@@ -16,7 +16,7 @@ STATES = {"ok", "missing", "broken", "unused"}
 def shipped(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package whose shipped model is the tests' small one."""
     (tmp_path / "fastdetect-small").symlink_to(model_folder)
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(folder, "SHIPPED", tmp_path)
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def test_the_table_ends_with_the_next_command(shipped: Path, capsys: pytest.Capt
 def test_without_a_model_nothing_can_be_screened_and_it_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(folder, "SHIPPED", tmp_path)
     assert run_doctor(True) == 1
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is False

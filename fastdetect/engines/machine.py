@@ -1,0 +1,35 @@
+"""What this machine can run a model on, found without loading torch where there is no need to."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+_CPUS = Path("/proc/cpuinfo")
+
+
+def cpu_has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in AMX tiles."""
+    if not _CPUS.is_file():
+        import torch
+
+        return bool(torch.cpu._is_amx_tile_supported())
+    return "amx_tile" in _CPUS.read_text().split()
+
+
+def torch_has_gpu() -> bool:
+    """Whether torch can use a GPU here; it is not asked where no driver knows of one."""
+    if not (_cuda_devices() or Path("/dev/kfd").exists()):  # the latter: AMD's
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _cuda_devices() -> int:
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    return 0 if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) else count.value
