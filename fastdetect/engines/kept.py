@@ -37,12 +37,7 @@ def cached_graph(model: str, precision: Precision, default: Stored, say: Say, pa
 
         return export_graph(model, part, wanted, say).onnx
 
-    data = cached(
-        "onnx",
-        graph_key(model, wanted, part) | {"opset": str(OPSET)},
-        export,
-        say,
-    )
+    data = cached("onnx", graph_key(model, wanted, part) | {"opset": str(OPSET)}, export, say)
     return Graph(data, parse_info(read_metadata(data).get("fastdetect"), model))
 
 

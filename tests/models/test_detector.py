@@ -187,7 +187,8 @@ def test_the_papers_preset_runs() -> None:
 
 def test_whether_the_residual_branch_decides_is_in_the_fused_head(tmp_path: Path) -> None:
     model = build()
-    assert residual_decides(model.save_pretrained(tmp_path / "both"))
+    for number, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
+        assert residual_decides(model.save_pretrained(tmp_path / f"both{number}", dtype=dtype))
     assert not residual_decides(model.decide_by_image().save_pretrained(tmp_path / "image"))
     out = TwoBranchDetector.from_pretrained(tmp_path / "image")(torch.rand(2, 3, 80, 80))
     torch.testing.assert_close(out.logits, out.image_logits)
