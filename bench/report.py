@@ -170,6 +170,8 @@ def _screening(path: Path, cases: list[dict[str, Any]]) -> Iterator[str]:
         got, want = case["providers"]["ours"].get("videos_per_hour"), case["target_videos_per_hour"]
         if got:
             yield f"Target {number(want)} videos/h: {'met' if got >= want else '**missed**'}.\n"
+        if case.get("one_file_s"):
+            yield f"`fastdetect screen` over one such clip, from the command's start: {number(case['one_file_s'])} s.\n"
 
 
 _SECTIONS = {"train": _train, "screening": _screening}

@@ -124,9 +124,11 @@ def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict
         for name, pipeline in screening.usual_pipelines(model).items():
             right[name] = pipeline.screen(files[0]) is not None
         times: dict[str, Any] = {}
+        alone = None
         if all(right.values()):
             got = screening.compare(files, model, turns=turns, config=config)
             times = {"ours": got["fastdetect"]} | got["others"]
+            alone = screening.one_file(files[0], model)
     providers: dict[str, Any] = {}
     for name, fine in (dict.fromkeys(times, True) | right).items():
         providers[name] = {"status": "ok"} if fine else {"status": "wrong", "note": "no score for a clip with a face"}
@@ -148,6 +150,7 @@ def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict
         "floor": None,
         "providers": providers,
         "target_videos_per_hour": screening.TARGET,
+        "one_file_s": alone,
     }
 
 

@@ -58,14 +58,20 @@ def test_screening_and_training(folder: Path) -> None:
     block = data["suites"].pop("ops")
     screening, train = copy.deepcopy(block), copy.deepcopy(block)
     case = screening["cases"][0]
-    case |= {"target_videos_per_hour": 2500, "floor": None}
+    case |= {"target_videos_per_hour": 2500, "floor": None, "one_file_s": 3.25}
     for provider in case["providers"].values():
         provider |= {"videos_per_hour": 2834.6, "stages_ms": {"decode": 1.0, "model": 3.0}}
     train["cases"][0] |= {"loss_ms": {"ours": 0.5}, "loss_share": {"ours": 0.25}, "floor": None}
     data["suites"] = {"train": train, "screening": screening}
     (folder / "toy.json").write_text(json.dumps(data))
     text = report.page(folder)
-    for part in ("| ours | 2,835 |", "decode 25 %, model 75 %", "Target 2,500 videos/h: met", "| 500 | 0.5 | 25.0 % |"):
+    for part in (
+        "| ours | 2,835 |",
+        "decode 25 %, model 75 %",
+        "Target 2,500 videos/h: met",
+        "start: 3.25 s",
+        "| 500 | 0.5 | 25.0 % |",
+    ):
         assert part in text, part
 
 
