@@ -118,6 +118,7 @@ class UsualPipeline:
 
     def screen(self, path: Path) -> float | None:
         """The mean probability of "fake" over the faces of a video; None without faces."""
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # our engine on torch sets its own share
         start = time.perf_counter()
         capture, frames = cv2.VideoCapture(str(path)), []
         while (got := capture.read())[0]:
