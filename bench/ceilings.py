@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastdetect.training.cpu import has_fast_bf16
+from fastdetect.engines.machine import cpu_has_bf16
 
 
 def _seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
@@ -45,7 +45,7 @@ def measure(device: torch.device, *, tiny: bool = False) -> dict[str, float]:
     ceilings = {"copy_gbps": _copy_gbps(values, device)}
     side = 256 if tiny else 8192 if cuda else 2048
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        if name == "bf16" and not (cuda or has_fast_bf16()):
+        if name == "bf16" and not (cuda or cpu_has_bf16()):
             continue
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         seconds = _seconds(lambda a=a, b=b: a @ b, device, 10 if cuda else 4)  # type: ignore[misc]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from bench.ops.contrastive import TAU, supcontrast
 from bench.ops.masked_residual import plain_loss
 from bench.registry import Inputs, Op, Outputs, Provider, Shape, compiled
+from fastdetect.engines.machine import cpu_has_bf16
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import PRESETS, MaskedImageModel, MaskedImageModelConfig
 from fastdetect.ops import masked_patch_loss, reference, supcon_margin_loss
-from fastdetect.training.cpu import depthwise_in_float32, has_fast_bf16, keep_freed_memory
+from fastdetect.training.cpu import depthwise_in_float32, keep_freed_memory
 
 TINY_MIM = MaskedImageModelConfig(
     image_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=32, decoder_depth=1,
@@ -83,7 +84,7 @@ class Step(Op):
 
 
 def _bf16(device: torch.device) -> bool:
-    return device.type == "cuda" or has_fast_bf16()
+    return device.type == "cuda" or cpu_has_bf16()
 
 
 def _loops(model: nn.Module) -> Inputs:
@@ -91,7 +92,7 @@ def _loops(model: nn.Module) -> Inputs:
     plain = copy.deepcopy(model)
     if next(model.parameters()).device.type == "cpu":
         keep_freed_memory()
-        if has_fast_bf16():
+        if cpu_has_bf16():
             depthwise_in_float32(model)
     return {
         "model": model,
@@ -234,7 +235,7 @@ def _copied(outputs: Outputs) -> Outputs:
 
 
 def _pred() -> str:
-    return "bf16" if torch.cuda.is_available() or has_fast_bf16() else "fp32"
+    return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 STEPS: tuple[Step, ...] = (PretrainStep(), DetectorStep())

@@ -11,7 +11,7 @@ from typing import get_args
 from fastdetect.engines.base import Engine, EngineName, Mode, Precision, Profile
 from fastdetect.engines.cache import Say
 from fastdetect.engines.graph import Scoring, Stored
-from fastdetect.engines.machine import cpu_has_amx, torch_has_gpu
+from fastdetect.engines.machine import cpu_has_bf16, torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 from fastdetect.models.folder import residual_decides
 
@@ -36,8 +36,8 @@ def load_engine(
     Args:
         model: folder, shipped name or Hub id, see `TwoBranchDetector.from_pretrained`; or what `fastdetect export`
             wrote: a folder, or its .onnx, .xml or .plan.
-        engine: an EngineName. `auto` takes the engine of an export; for a model OpenVINO on CPUs with AMX, where it
-            is installed and can be used, and else torch.
+        engine: an EngineName. `auto` takes the engine of an export; for a model OpenVINO on CPUs, where it is
+            installed and can be used, and else torch.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, and `gpu` for OpenVINO on Intel's.
         precision: `auto` is the fastest whose scores are as calibrated: see the engines.
         threads: of the model on a CPU, for torch set for the whole process; None leaves the runtime's own choice.
@@ -122,7 +122,7 @@ def _openvino(model: str, o: _Options) -> Engine:
     device = "cpu" if o.device == "auto" else o.device
     precision = o.precision
     if precision == "auto":
-        precision = "bf16" if device == "cpu" and cpu_has_amx() and o.part == "detector" else "fp32"
+        precision = "bf16" if device == "cpu" and cpu_has_bf16() else "fp32"
     check(device, precision)
     onnx = _exported(model, ".onnx")
     source = _exported(model, ".xml") or (
@@ -134,7 +134,7 @@ def _openvino(model: str, o: _Options) -> Engine:
 def _fast_on_cpu(model: str, o: _Options) -> Engine | None:
     """OpenVINO where it is the faster of two; None, and one line, where it cannot be had after all."""
     here = o.device == "cpu" or (o.device == "auto" and not torch_has_gpu())
-    if not (here and o.precision in ("auto", "bf16") and cpu_has_amx() and importlib.util.find_spec("openvino")):
+    if not (here and o.precision in ("auto", "bf16") and importlib.util.find_spec("openvino")):
         return None
     try:
         return _openvino(model, replace(o, engine="openvino", device="cpu"))

@@ -8,13 +8,13 @@ from pathlib import Path
 _CPUS = Path("/proc/cpuinfo")
 
 
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in AMX tiles."""
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware: AMX or AVX-512 BF16."""
     if not _CPUS.is_file():
         import torch
 
-        return bool(torch.cpu._is_amx_tile_supported())
-    return "amx_tile" in _CPUS.read_text().split()
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_CPUS.read_text().split())
 
 
 def torch_has_gpu() -> bool:

@@ -13,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastdetect.engines.base import FixedBatchEngine, Mode, Precision
 from fastdetect.engines.graph import SCORERS, Scoring
-from fastdetect.engines.machine import cpu_has_amx
+from fastdetect.engines.machine import cpu_has_bf16
+from fastdetect.engines.rounding import balanced_bf16
 from fastdetect.engines.scorer import FaceScorer, VerdictScorer
 from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector
@@ -31,8 +32,8 @@ class TorchEngine(FixedBatchEngine):
         model: a detector (copied, never changed), or a name for `TwoBranchDetector.from_pretrained`.
         device: `auto` (CUDA if there is one), or what torch takes.
         precision: `bf16`, `fp16` convert the masked image model and the backbones, never the heads or the residual;
-            `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX), fp16 on older GPUs, fp32 elsewhere, and
-            on every CPU for the part `verdict`.
+            `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX, AVX-512 BF16), fp16 on older GPUs, fp32
+            elsewhere.
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
         mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
             batch and replays them, CUDA only.
@@ -59,8 +60,7 @@ class TorchEngine(FixedBatchEngine):
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         where = _device(device)
         if precision == "auto":
-            # The verdict alone is cheap enough on a CPU to be exact.
-            precision = "fp32" if part == "verdict" and where.type == "cpu" else best_precision(where)
+            precision = best_precision(where)
         if mode == "cuda-graph" and where.type != "cuda":
             raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
@@ -126,7 +126,7 @@ def best_precision(device: torch.device) -> Literal["fp32", "fp16", "bf16"]:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_amx() else "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def prepare(model: TwoBranchDetector, device: torch.device, precision: str) -> TwoBranchDetector:
@@ -141,8 +141,18 @@ def prepare(model: TwoBranchDetector, device: torch.device, precision: str) -> T
             branch.net.to(memory_format=torch.channels_last)
     if precision != "fp32":
         for part in (model.mim, model.image_branch, model.residual_branch):
+            if precision == "bf16":
+                _balance(part)
             part.to(torch.bfloat16 if precision == "bf16" else torch.float16)
     return model.to(device)
+
+
+def _balance(net: nn.Module) -> None:
+    """Round the weights of a network's depthwise convolutions, which bf16 would round anyway, see `balanced_bf16`."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            rows = module.weight.detach().float().flatten(1).cpu().numpy()
+            module.weight.copy_(torch.from_numpy(balanced_bf16(rows)).view_as(module.weight))
 
 
 def fold_batch_norm(net: nn.Module, example: Tensor) -> int:

@@ -21,7 +21,8 @@ class DetectionConfig(BaseModel):
     score: float = Field(default=0.5, gt=0, lt=1, description="lowest detector confidence that is a face")
     runtime: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
         default="auto",
-        description="auto: torch where the model runs on CUDA, else ONNX Runtime; openvino: faster, in bf16",
+        description="auto: torch where the model runs on CUDA, OpenVINO (bf16) where it runs on that in bf16, else "
+        "ONNX Runtime (fp32)",
     )
     max_people: int = Field(default=16, ge=1, description="tracks scored per file, those with the most face area")
     max_faces: int = Field(default=1024, ge=1, description="faces scored per file, thinned evenly in every track")

@@ -150,9 +150,13 @@ def _torch(torch: object) -> str:
 def _bf16() -> str:
     import torch
 
+    from fastdetect.engines.machine import cpu_has_bf16
+
     if torch.cpu._is_amx_tile_supported():
         return "bf16 in AMX: the model runs in bf16"
-    return "no AMX: the model runs in fp32, about three times slower than bf16 in AMX"
+    if cpu_has_bf16():
+        return "bf16 in AVX-512: the model runs in bf16"
+    return "no bf16 in hardware: the model runs in fp32, about twice as slow as in bf16"
 
 
 def _ffmpeg(module: object) -> str:
@@ -270,7 +274,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    openvino = "the model runs on torch, which is slower on CPUs with AMX"
+    openvino = "the model runs on torch on CPUs, which is slower"
     rtx = "pip install 'fastdetect[onnx,rtx]' for RTX cards; for others see docs/deploy.md"
     for name, packages, cost, fix in (
         ("OpenVINO", ("openvino",), openvino, "pip install 'fastdetect[openvino]'"),

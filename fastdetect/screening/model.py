@@ -94,10 +94,17 @@ class Model:
         }
 
     def detector_runtime(self, config: ScreenConfig) -> Literal["onnxruntime", "openvino", "torch"]:
-        """What runs the face detector; `auto` is torch where the model is on a GPU, so that frames stay there."""
+        """What runs the face detector.
+
+        `auto` is torch where the model is on a GPU, so that frames stay there, and OpenVINO, which computes in bf16,
+        where the model does so, too.
+        """
         if config.detection.runtime != "auto":
             return config.detection.runtime
-        return "torch" if self.engine.device.startswith("cuda") else "onnxruntime"
+        if self.engine.device.startswith("cuda"):
+            return "torch"
+        in_bf16 = self.engine.precision == "bf16" and self.engine.name.startswith("openvino")
+        return "openvino" if in_bf16 else "onnxruntime"
 
     def __enter__(self) -> "Model":
         return self

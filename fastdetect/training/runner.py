@@ -14,8 +14,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fastdetect.data.pairs import batch_seed
+from fastdetect.engines.machine import cpu_has_bf16
 from fastdetect.errors import UsageError
-from fastdetect.training.cpu import has_fast_bf16, keep_freed_memory
+from fastdetect.training.cpu import keep_freed_memory
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
 from fastdetect.training.loop import Budget, Progress, cosine, ema_update, load_state, save_state
@@ -71,7 +72,7 @@ def averaged(model: nn.Module) -> nn.Module:
 
 def runs_bf16(settings: RunSettings, device: torch.device) -> bool:
     """Whether a run computes in bfloat16."""
-    automatic = settings.precision == "auto" and (device.type == "cuda" or has_fast_bf16())
+    automatic = settings.precision == "auto" and (device.type == "cuda" or cpu_has_bf16())
     return automatic or settings.precision == "bf16"
 
 

@@ -46,7 +46,8 @@ def test_what_is_converted_runs_without_torch(engine: str, image_folder: Path, t
 
 
 def test_the_machine_is_told_as_torch_tells_it() -> None:
-    assert machine.cpu_has_amx() == torch.cpu._is_amx_tile_supported()
+    bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    assert machine.cpu_has_bf16() == bf16
     assert machine.torch_has_gpu() == torch.cuda.is_available()
 
 
