@@ -146,6 +146,11 @@ def _halving(size: int) -> tuple[Tensor, Tensor]:
     return mean, F.interpolate(unit, size, mode="linear", align_corners=False)[0].mT.contiguous()
 
 
+def luma(images: Tensor) -> Tensor:
+    """Return the BT.601 luma [..., 1, H, W] of RGB pictures [..., 3, H, W]."""
+    return (images * _TO_YCC[0].to(images)[:, None, None]).sum(-3, keepdim=True)
+
+
 def _mix(matrix: Tensor, images: Tensor) -> Tensor:
     """Apply a matrix [3,3] to the channels."""
     return (matrix @ images.flatten(2)).reshape(images.shape)

@@ -85,7 +85,8 @@ class PairSource:
     """Makes pairs from a face pack.
 
     A source is drawn first, by `shares`, then a person of it, evenly, then a face, so that neither sources with many
-    persons nor persons with many frames dominate.
+    persons nor persons with many frames dominate. A pair with a picture in it that is grey, the real or the fake's
+    donor, is grey as a whole.
 
     Args:
         pack, split: the faces.
@@ -125,6 +126,8 @@ class PairSource:
             self.drawn_of[own] = np.arange(len(own))
         self.landmarks = torch.from_numpy(pack.landmarks[self.rows]) * (self.side / pack.images.shape[1])
         self.identity = torch.from_numpy(pack.identity[self.rows])
+        middle = pack.images[self.rows, pack.images.shape[1] // 2]  # one line of pixels tells
+        self.grey = (middle == middle[..., :1]).all(axis=(1, 2))
         order = np.argsort(pack.identity[self.rows], kind="stable")
         _, starts = np.unique(pack.identity[self.rows][order], return_index=True)
         self.persons = np.split(order, starts[1:])
@@ -183,6 +186,11 @@ class PairSource:
             drawn=self._drawn(chosen[whole], maps[whole]),
         )  # fmt: skip
         both = torch.stack([forged.reals, forged.images])
+        grey = self.grey[chosen]
+        grey[swaps] |= self.grey[donors]
+        if grey.any():
+            rows = torch.from_numpy(np.flatnonzero(grey)).to(self.device)
+            both[:, rows] = filters.luma(both[:, rows])
         if self.degraded:
             both = degrade(both, dice)
         return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region, self.identity[chosen])

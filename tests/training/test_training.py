@@ -87,6 +87,23 @@ def test_shares_choose_the_sources_and_their_persons_stay_even(pack: Path) -> No
     assert drawn.min() > darkest + 5  # the first source holds the two darkest pictures
 
 
+def test_a_pair_with_a_grey_picture_in_it_is_grey_as_a_whole(pack: Path) -> None:
+    faces = two_sources(pack)
+    images = np.array(faces.images)
+    images[faces.source == 1] = images[faces.source == 1].mean(-1, keepdims=True)
+    source = PairSource(replace(faces, images=images), "train", 112, degraded=False)
+    made = source.batch(24, 0, ForgeryConfig())
+    real, fake = (
+        (pictures.amax(1) - pictures.amin(1)).flatten(1).amax(1) > 0.05 for pictures in (made.real, made.fake)
+    )
+    assert torch.equal(real, fake)  # a colour is no answer
+    grey_person = torch.isin(made.identity, torch.from_numpy(faces.identity[faces.source == 1]))
+    assert not real[grey_person].any()
+    assert 0 < real.sum() < (~grey_person).sum()  # a grey donor takes its host's colours
+    plain = PairSource(faces, "train", 112, degraded=False).batch(24, 0, ForgeryConfig())
+    assert ((plain.real.amax(1) - plain.real.amin(1)).flatten(1).amax(1) > 0.05).all()
+
+
 @pytest.mark.parametrize("shares", [{"three": 1.0}, {"one": -1.0}, {"one": 0.0}, {}])
 def test_shares_that_mean_nothing_are_refused(pack: Path, shares: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=r"shares: got"):
