@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from fastdetect.errors import MediaError, ShapeError, UsageError
@@ -99,15 +99,19 @@ def _decoder() -> VideoCodecContext:
 def _encoder(width: int, height: int, rate: Fraction, settings: H264) -> VideoCodecContext:
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, VideoCodecContext)
-    _set_up(encoder, width, height, rate, settings)
+    set_up(encoder, width, height, rate, settings)
     encoder.time_base = 1 / rate
     return encoder
 
 
-def _set_up(encoder: VideoCodecContext, width: int, height: int, rate: Fraction, settings: H264) -> None:
+def set_up(encoder: VideoCodecContext, width: int, height: int, rate: Fraction, settings: H264) -> None:
+    """Prepare an encoder of libx264: what it gives then depends on the frames alone, not on the machine's cores."""
     encoder.width, encoder.height, encoder.pix_fmt, encoder.framerate = width, height, "yuv420p", rate
     encoder.thread_count = 1  # more share the picture out and change the result
     encoder.options = {"crf": str(settings.crf), "preset": settings.preset, "g": str(settings.gop)}
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # libx264's AVX-512 code reads memory that nobody wrote, and now and then decides by it
+        encoder.options |= {"x264-params": "asm=AVX2"}
 
 
 def transcode(
@@ -130,7 +134,7 @@ def transcode(
     with av.open(os.fspath(target), "w", format="mp4") as out, \
             open_stream(os.fspath(source), info.stream_index, DEFAULT_LIMITS) as (container, stream):  # fmt: skip
         video = out.add_stream("libx264", rate=rate)
-        _set_up(video.codec_context, info.width & ~1, info.height & ~1, rate, settings)
+        set_up(video.codec_context, info.width & ~1, info.height & ~1, rate, settings)
         context = stream.codec_context
         video.codec_context.colorspace = int(context.colorspace) if not info.rotation else _BT709
         video.codec_context.color_range = _LIMITED
@@ -165,4 +169,5 @@ def _upright(frame: VideoFrame, rotation: int, width: int, height: int) -> Video
         made = VideoFrame.from_ndarray(np.ascontiguousarray(rgb, np.uint8), format="rgb24")
         made = made.reformat(format="yuv420p", dst_colorspace="ITU709" if rotation else None, dst_color_range="MPEG")
     made.pts, made.time_base = frame.pts, frame.time_base
+    made.pict_type = PictureType.NONE  # else libx264 makes keyframes where the source has them
     return made

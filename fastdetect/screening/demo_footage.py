@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdetect.data.face_shape import REGIONS
 from fastdetect.data.forgery import KINDS, ForgeryConfig, forge
+from fastdetect.data.h264 import H264, set_up
 from fastdetect.errors import DataError, MissingDependencyError
 from fastdetect.faces.centerface import CenterFaceDetector
 
@@ -167,8 +168,8 @@ def _camera_move(portrait: Path, count: int, side: int = 320) -> list[np.ndarray
 def _encode(path: Path, frames: Sequence[np.ndarray], rate: Fraction) -> None:
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream = container.add_stream("libx264", rate=rate)
+        set_up(stream.codec_context, width, height, rate, H264(18, "medium", gop=250))
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -1,5 +1,8 @@
 """H.264 in memory and from file to file: how much it changes, what it keeps, what it refuses."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,6 +40,35 @@ def test_error_grows_with_crf_and_frames_keep_their_order() -> None:
     for t in range(len(frames)):  # each frame is nearest to itself, not to the one before or after
         assert min(range(len(frames)), key=lambda u: error(coded[23][t], frames[u])) == t
     assert np.array_equal(coded[23], reencode(frames, H264(23)))
+
+
+PERTURBED = """
+import hashlib, sys
+import numpy as np
+from fastdetect.data.h264 import H264, reencode
+
+rng = np.random.default_rng(0)
+y, x = np.mgrid[:324, :324]
+wall = rng.normal(size=(324, 324, 1)) * 12 + 110
+frames = []
+for t in range(50):
+    ball = np.hypot(x - 160 - 60 * np.sin(t / 6), y - 150 - 30 * np.cos(t / 4)) < 70
+    drawn = np.where(ball[..., None], 150 + 40 * np.sin((x + y - 5 * t) / 9)[..., None], wall + 8 * np.sin(t / 9))
+    frames.append(np.broadcast_to(drawn, (324, 324, 3)))
+frames = np.stack(frames).clip(0, 255).astype(np.uint8)
+print(hashlib.sha256(reencode(frames, H264(36))).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's MALLOC_PERTURB_ fills what malloc gives")
+def test_what_lies_in_memory_changes_nothing() -> None:
+    heap = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**28)}  # fresh pages would hold zeros
+    outputs = set()
+    for filled in ("0", "1", "2"):
+        env = os.environ | heap | {"MALLOC_PERTURB_": filled}
+        run = subprocess.run([sys.executable, "-c", PERTURBED], env=env, capture_output=True, text=True, check=True)
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 3), (2, 33, 47, 3), (60, 16, 18, 3), (1, 1, 1, 3)])

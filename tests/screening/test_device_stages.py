@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,23 @@ def test_scores_are_the_cpus(media: Path, model_folder: Path) -> None:
     assert there.score is not None
     assert here.score is not None
     assert abs(there.score - here.score) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "wanted"),
+    [
+        ("openvino-2026.1", "cpu", "bf16", "openvino"),
+        ("openvino-2026.1", "cpu", "fp32", "onnxruntime"),
+        ("torch-2.15", "cpu", "bf16", "onnxruntime"),
+        ("torch-2.15", "cuda:0", "bf16", "torch"),
+    ],
+)
+def test_the_detector_goes_with_the_model(name: str, device: str, precision: str, wanted: str) -> None:
+    engine = SimpleNamespace(name=name, device=device, precision=precision)
+    model = Model(engine, info=None, preprocess=None, calibration=None, thresholds=[])  # type: ignore[arg-type]
+    assert model.detector_runtime(ScreenConfig()) == wanted
+    asked = ScreenConfig.model_validate({"detection": {"runtime": "torch"}})
+    assert model.detector_runtime(asked) == "torch"
 
 
 def test_a_device_without_memory_costs_a_file_nothing_but_time(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
