@@ -8,8 +8,7 @@ def balanced_bf16(weights: np.ndarray) -> np.ndarray:
 
     Every weight goes to one of the two bf16 numbers around it: to the nearer one at first; then those that were nearly
     as near to the other one go there, where that brings the row's sum closer. A depthwise kernel reads few inputs,
-    which are alike: what its sum is off by, its channel is off by everywhere. Plain rounding of these kernels is most
-    of what bf16 changes in the scores of the shipped model.
+    which are alike: what its sum is off by, its channel is off by everywhere.
 
     Args:
         weights: float32 [R, K], finite.

@@ -69,8 +69,8 @@ def load_network(runtime: Runtime = "onnxruntime", threads: int = 1) -> Network:
     """Load CenterFace's network on the CPU.
 
     Args:
-        runtime: `openvino` computes in bf16 where the CPU can: two thirds to three quarters of the time, and now and
-            then a box that is a few per cent larger or smaller, because another cell of the heat map wins.
+        runtime: `openvino` computes in bf16 where the CPU can, in less time (docs/faces.md). Now and then a box is
+            a few per cent larger or smaller then, because another cell of the heat map wins.
         threads: of one run.
 
     Raises:
@@ -97,7 +97,7 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
-    """In bf16 where the CPU can, but for the last convolutions: a box whose log size has eight bits is off by 0.4 %."""
+    """In bf16 where the CPU can, but for the last convolutions: a box whose log size has eight bits is off."""
 
     def __init__(self, threads: int) -> None:
         ov, core = import_openvino(), openvino_core()
