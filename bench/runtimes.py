@@ -3,6 +3,7 @@
     python bench/runtimes.py --data ../shared/data              # every video there, 16 frames each: some minutes
     python bench/runtimes.py --data ../shared/data --every 4
     python bench/runtimes.py --data ../shared/data --part verdict  # where screening inpaints nothing
+    python bench/runtimes.py --data ../shared/data --part verdict --exports int8/verdict.onnx
 
 Runtimes that are not installed are listed as such. Cost is processor time on `--threads` threads, the median of the
 rounds; the runtimes take turns. Scores are the videos' calibrated ones, against those of torch in fp32 on the faces
@@ -90,6 +91,9 @@ def compare(args: argparse.Namespace, files: Sequence[Path]) -> None:
             engines[name] = load_engine(args.model, engine=runtime, **options)
         except FastdetectError as error:
             trouble[name] = str(error)
+    for file in args.exports:
+        engine = load_engine(str(file), engine="onnxruntime", device="cpu", threads=args.threads, batch_size=BATCH)
+        engines[f"onnxruntime {engine.precision}, {file}"] = engine
     first = engines["torch fp32"]
     cropper = contract_crop(first.image_size, contract_margin(first))
     found: dict[str, list[VideoFaces]] = {}
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16, help="of a video")
     parser.add_argument("--model", default="fastdetect-small")
     parser.add_argument("--part", default="detector", choices=SCORERS, help="of the model")
+    parser.add_argument("--exports", type=Path, nargs="*", default=[], help="ONNX files of `fastdetect export`, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -360,7 +360,13 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, openvino, tensorrt, tensorrt-rtx or torch.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")],
     part: Annotated[str, typer.Option(help="detector, verdict, masked-image-model or face-detector.")] = "detector",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16; for ONNX and TensorRT int8 or fp8, with --faces.")
+    ] = "fp32",
+    faces: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="int8, fp8: real videos and pictures that give the ranges; repeatable."),
+    ] = None,
     batch: Annotated[
         str, typer.Option(help="TensorRT: latency, balanced, throughput, a size, or least,best,most.")
     ] = "balanced",
@@ -368,8 +374,10 @@ def export(
 ) -> None:
     """Write a network for another runtime, with its preprocess contract and calibration inside."""
     from fastdetect.engines.export import main as run
+    from fastdetect.screening.inputs import expand_inputs
 
-    raise typer.Exit(run(model, to, output, part=part, precision=precision, batch=batch, gpu=gpu))
+    files = [entry.path for entry in expand_inputs(faces)] if faces else []
+    raise typer.Exit(run(model, to, output, part=part, precision=precision, batch=batch, gpu=gpu, faces=files))
 
 
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True)

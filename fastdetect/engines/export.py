@@ -8,11 +8,11 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastdetect import __version__
 from fastdetect.engines.base import Profile
 from fastdetect.engines.cache import Say, writing
-from fastdetect.engines.graph import OPSET, PARITY, SCORERS, Graph, GraphInfo, Part, Stored
+from fastdetect.engines.graph import OPSET, PARITY, SCORERS, Graph, GraphInfo, Part, Quantized, Stored
 from fastdetect.engines.scorer import (
     INPAINTER_OUTPUTS,
     SCORER_OUTPUTS,
@@ -62,9 +62,10 @@ def export_model(
     output: Path,
     *,
     part: Part = "detector",
-    precision: Stored = "fp32",
+    precision: Stored | Quantized = "fp32",
     profile: Profile | None = None,
     gpu: str | None = None,
+    faces: Sequence[Path] = (),
     say: Say = lambda text: None,
 ) -> list[Path]:
     """Export one network of a model.
@@ -75,32 +76,33 @@ def export_model(
         output: folder; gets `PART.onnx|xml+bin|pt2|plan` and `PART.json`, which says what they are.
         part: the whole face scorer; the verdict alone, of a model whose residual branch has no say in it; the masked
             image model with its inpainting; or the face detector.
-        precision: of weights and activations; heads, residual and scores stay fp32.
+        precision: of weights and activations; heads, residual and scores stay fp32. int8 and fp8 are for ONNX and
+            TensorRT and need ModelOpt; what they do not quantise stays fp32.
         profile: batch sizes of a TensorRT engine; default 1,16,64.
         gpu: what TensorRT-RTX builds for (`sm_89`); default: the GPU here.
+        faces: videos and pictures with faces, whose activations give the ranges of int8 and fp8.
         say: hears each step.
     Returns:
         The files, the description last; they appear when the export has succeeded.
     Raises:
         UsageError, MissingDependencyError, CheckpointError, EngineError: it cannot be done; nothing is written.
     """
-    if to not in TARGETS or part not in get_args(Part) or precision not in get_args(Stored):
-        raise UsageError(
-            f"cannot export {part!r} to {to!r} in {precision!r}; --to {', '.join(TARGETS)}; "
-            f"--part {', '.join(get_args(Part))}; --precision {', '.join(get_args(Stored))}"
-        )
-    facts: dict[str, str] = {}
+    mode = _quantisation(to, part, precision, faces)
+    stored: Any = "fp32" if mode else precision
+    facts: dict[str, Any] = {}
     if to == "torch":
         if part == "face-detector":
             raise UsageError("the face detector is an ONNX file by origin; export it to onnx, openvino or tensorrt")
-        traced = trace(model, part, precision)
+        traced = trace(model, part, stored)
         say(f"tracing the {part}")
         files, info = {f"{part}.pt2": torch_program(traced)}, traced.info
     else:
         if to == "openvino" and precision == "bf16":
             raise UsageError("OpenVINO converts to bf16 when it runs: export fp32 and screen with --precision bf16")
         # OpenVINO's fp16 is a storage type of an fp32 graph
-        graph = export_graph(model, part, "fp32" if to == "openvino" else precision, say)
+        graph = export_graph(model, part, "fp32" if to == "openvino" else stored, say)
+        if mode:
+            graph, facts["quantized"] = _quantized(graph, mode, faces, say)
         info, facts["onnx_sha256"] = graph.info, graph.sha256
         if to == "onnx":
             files = {f"{part}.onnx": graph.onnx}
@@ -123,6 +125,35 @@ def export_model(
     files[f"{part}.json"] = (json.dumps(about, indent=2) + "\n").encode()
     write_together(output, files)
     return [output / name for name in files]
+
+
+def _quantisation(to: str, part: str, precision: str, faces: Sequence[Path]) -> Quantized | None:
+    """Return int8 or fp8 where that is asked for; raises UsageError where the options do not fit together."""
+    stored, modes = get_args(Stored), get_args(Quantized)
+    if to not in TARGETS or part not in get_args(Part) or precision not in (*stored, *modes):
+        raise UsageError(
+            f"cannot export {part!r} to {to!r} in {precision!r}; --to {', '.join(TARGETS)}; "
+            f"--part {', '.join(get_args(Part))}; --precision {', '.join((*stored, *modes))}"
+        )
+    mode = cast(Quantized, precision) if precision in modes else None
+    if mode and (to in ("torch", "openvino") or part not in SCORERS or not faces):
+        raise UsageError(
+            f"{mode} is for --to onnx, tensorrt or tensorrt-rtx and --part {' or '.join(SCORERS)}, with --faces "
+            f"VIDEOS; got --to {to} --part {part} and {len(faces)} files of faces"
+        )
+    if faces and not mode:
+        raise UsageError(f"--faces is for --precision {' and '.join(modes)}, got {precision}")
+    return mode
+
+
+def _quantized(graph: Graph, mode: Quantized, faces: Sequence[Path], say: Say) -> tuple[Graph, dict[str, Any]]:
+    from fastdetect.engines.quantize import face_crops, quantized
+
+    contract = graph.info.model.preprocess
+    if contract is None:
+        raise UsageError("the model's folder has no preprocess contract, by which faces are cut")
+    say(f"cutting faces out of {len(faces)} files")
+    return quantized(graph, mode, *face_crops(faces, contract.size, contract.margin, say), say)
 
 
 def write_together(output: Path, files: Mapping[str, bytes]) -> None:
@@ -319,7 +350,17 @@ def _onnx() -> Any:
     return onnx
 
 
-def main(model: str, to: str, output: Path, *, part: str, precision: str, batch: str, gpu: str | None) -> int:
+def main(
+    model: str,
+    to: str,
+    output: Path,
+    *,
+    part: str,
+    precision: str,
+    batch: str,
+    gpu: str | None,
+    faces: Sequence[Path] = (),
+) -> int:
     """Run `fastdetect export`, saying each step on standard error; returns the exit code."""
     from rich.console import Console
 
@@ -329,7 +370,7 @@ def main(model: str, to: str, output: Path, *, part: str, precision: str, batch:
         def say(text: str) -> None:
             status.update(text) if console.is_terminal else console.print(text, markup=False)
 
-        options: dict[str, Any] = {"part": part, "precision": precision}
+        options: dict[str, Any] = {"part": part, "precision": precision, "faces": faces}
         files = export_model(model, to, output, **options, profile=Profile.parse(batch), gpu=gpu, say=say)
     for file in files:
         print(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")

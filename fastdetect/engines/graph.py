@@ -19,6 +19,7 @@ Part = Literal["detector", "verdict", "masked-image-model", "face-detector"]
 Scoring = Literal["detector", "verdict"]
 SCORERS = get_args(Scoring)
 Stored = Literal["fp32", "fp16", "bf16"]
+Quantized = Literal["int8", "fp8"]
 KEY = "fastdetect"
 OPSET = 20  # of the ONNX graphs that are written
 PARITY = 1e-3  # an fp32 graph that differs more from torch is not written
@@ -28,7 +29,7 @@ class GraphInfo(BaseModel):
     """What an export carries beside its weights.
 
     Attributes:
-        part: which network; precision: type of its weights and activations.
+        part: which network; precision: type of its weights and activations (int8, fp8: of those that are quantised).
         inputs, outputs: name -> [dtype, dimension, ...], a str dimension being free.
         values: what the input's numbers are.
         model: config of the model folder: preprocess contract, calibration, id, licence, the weights' SHA-256.
@@ -38,7 +39,7 @@ class GraphInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     part: Part
-    precision: Stored
+    precision: Stored | Quantized
     inputs: dict[str, list[str | int]]
     outputs: dict[str, list[str | int]]
     values: str

@@ -10,7 +10,7 @@ from typing import get_args
 
 from fastdetect.engines.base import Engine, EngineName, Mode, Precision, Profile
 from fastdetect.engines.cache import Say
-from fastdetect.engines.graph import Scoring, Stored
+from fastdetect.engines.graph import SCORERS, Quantized, Scoring, Stored
 from fastdetect.engines.machine import cpu_has_bf16, torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 from fastdetect.models.folder import residual_decides
@@ -56,7 +56,8 @@ def load_engine(
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     if precision not in get_args(Precision):
-        raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        made = "; `fastdetect export` makes int8 and fp8" if precision in get_args(Quantized) else ""
+        raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}{made}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     named = str(batch_size) if batch_size else profile
@@ -174,8 +175,8 @@ def deciding_part(model: str) -> Scoring:
 def _exported(model: str, suffix: str) -> Path | None:
     """The file of an export with this suffix, None where there is none."""
     path = Path(model)
-    file = path if path.suffix == suffix else path / f"detector{suffix}"
-    return file if file.is_file() else None
+    files = [path] if path.suffix == suffix else [path / f"{part}{suffix}" for part in SCORERS]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _tell(text: str) -> None:

@@ -15,7 +15,7 @@ class OnnxRuntimeEngine(FixedBatchEngine):
     """Runs an exported detector; on CUDA through onnxruntime-gpu's CUDA provider, never silently on the CPU.
 
     Args:
-        graph: the whole detector, fp32 for the CPU, fp32 or fp16 for CUDA.
+        graph: the whole detector or the verdict, fp32 or int8 for the CPU, fp16 too for CUDA.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of one run on the CPU.
         batch_size: crops of one pass; default 16 on the CPU and 64 on CUDA.
@@ -72,6 +72,8 @@ def check(device: str, precision: str) -> tuple[str, dict[str, str]]:
         MissingDependencyError: this ONNX Runtime has no provider for it.
     """
     kind, _, number = device.partition(":")
+    if precision == "fp8":
+        raise UsageError("ONNX Runtime does not run fp8 here; it is for --engine tensorrt and tensorrt-rtx")
     if precision == "bf16" or (precision == "fp16" and kind == "cpu"):
         more = ", or --engine torch or openvino for bf16" if kind == "cpu" else " or fp16"
         raise UsageError(f"ONNX Runtime on {device} does not run {precision} here; use --precision fp32{more}")

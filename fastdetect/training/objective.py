@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastdetect.errors import UsageError
 from fastdetect.losses import RealCentricLoss, SupConLoss
-from fastdetect.models.detector import TwoBranchDetector
+from fastdetect.models.detector import Branch, TwoBranchDetector
 from fastdetect.ops import supcon_margin_loss
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.train_settings import TrainConfig
@@ -25,8 +25,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         self.group, self.world = (ranks.group, ranks.world) if ranks else (None, 1)
+        self.map_heads = nn.ModuleDict()
+        self.cells: dict[str, Tensor] = {}
         if config.map_weight:
-            self._watch_cells()
+            if not config.freeze_image:
+                self._watch_cells("image", model.image_branch)
+            if config.residual:
+                self._watch_cells("residual", model.residual_branch)
         self.contrast: RealCentricLoss | SupConLoss | None = None
         if config.loss == "real-centric":
             self.contrast = RealCentricLoss(
@@ -36,27 +41,29 @@ class Objective(nn.Module):
         elif config.loss == "supcon":
             self.contrast = SupConLoss(temperature=config.temperature, base_temperature=config.temperature)
 
-    def _watch_cells(self) -> None:
-        """Add a head on the image backbone's layer at a sixteenth of the resolution."""
-        net = self.model.image_branch.net
-        found = [stage for stage in getattr(net, "feature_info", ()) if stage["reduction"] == _CELL]
-        if self.model.image_branch.selects_tokens or not found:
+    def _watch_cells(self, name: str, branch: Branch) -> None:
+        """Add a head on a backbone's layer at a sixteenth of the resolution."""
+        found = [stage for stage in getattr(branch.net, "feature_info", ()) if stage["reduction"] == _CELL]
+        if branch.selects_tokens or not found:
+            backbone = getattr(self.model.config, f"{name}_backbone")
             raise UsageError(
-                f"map_weight needs a convolutional image backbone with a layer at 1/{_CELL} of the resolution; "
-                f"{self.model.config.image_backbone} has none: set map_weight to 0"
+                f"map_weight needs a convolutional {name} backbone with a layer at 1/{_CELL} of the resolution; "
+                f"{backbone} has none: set map_weight to 0"
             )
-        self.map_head = nn.Conv2d(found[-1]["num_chs"], 1, 1)
-        self.cells: Tensor | None = None
+        self.map_heads[name] = nn.Conv2d(found[-1]["num_chs"], 1, 1)
 
         def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.cells = output
+            self.cells[name] = output
 
-        net.get_submodule(found[-1]["module"]).register_forward_hook(keep)
+        branch.net.get_submodule(found[-1]["module"]).register_forward_hook(keep)
 
     def _map_loss(self, maps: Tensor) -> Tensor:
-        assert self.cells is not None  # the image branch has just run
-        logits, self.cells = self.map_head(self.cells).float(), None
-        return F.binary_cross_entropy_with_logits(logits, maps)
+        losses = []
+        for name, head in self.map_heads.items():
+            logits = head(self.cells.pop(name)).float()  # the branch has just run
+            wanted = F.adaptive_avg_pool2d(maps, logits.shape[-2:])  # the residual branch sees fewer pixels
+            losses.append(F.binary_cross_entropy_with_logits(logits, wanted))
+        return torch.stack(losses).sum()
 
     def forward(
         self,
@@ -88,7 +95,7 @@ class Objective(nn.Module):
             if self.contrast is not None:
                 nothing = features.new_zeros(len(features), model.residual_branch.features)
                 embedding = F.normalize(model.projection(torch.cat([features, nothing], 1)).float(), dim=1)
-        if c.map_weight and maps is not None:
+        if self.map_heads and maps is not None:
             loss = loss + c.map_weight * self._map_loss(maps)
         if self.contrast is None:
             return loss

