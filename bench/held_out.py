@@ -2,6 +2,7 @@
 
     python bench/held_out.py pack runs/image160/model runs/matched/model runs/mean
     python bench/held_out.py pack fastdetect-small --split test
+    python bench/held_out.py pack fastdetect-small --branches      # each branch by itself, as they are
 
 The same pairs for every model, degraded as in training; the kinds of fakes are those of a training run's validation.
 Each change of quality is then made to the reals alone, to the fakes alone, and to both: a model that takes blur for
@@ -99,6 +100,27 @@ def report(name: str, engine: Engine, real: Tensor, fake: Tensor, kinds: Tensor)
     print(f"\nmean of the AUCs with one side changed or none: {np.mean(mean):.3f}, least {min(mean):.3f}", flush=True)
 
 
+def report_branches(name: str, engine: Engine, real: Tensor, fake: Tensor, kinds: Tensor) -> None:
+    """Print the AUC of each branch's own head."""
+    print(f"\n## {name}\n")
+    found = [_branches(engine, images) for images in (real, fake)]
+    for branch in found[0]:
+        reals, fakes = (margin[branch] for margin in found)
+        each = ", ".join(f"{KINDS[k]} {auc(reals, fakes[kinds == k]):.3f}" for k in np.unique(kinds))
+        above = (fakes > reals).mean()
+        print(f"{branch}: AUC {auc(reals, fakes):.3f} ({each}); fake above its own real {above:.3f}", flush=True)
+
+
+def _branches(engine: Engine, images: Tensor) -> dict[str, np.ndarray]:
+    outs = [engine.run(part.permute(0, 2, 3, 1).contiguous().numpy()) for part in images.split(64)]
+    logits = {
+        "fused": np.concatenate([out.logits for out in outs]),
+        "image branch": np.concatenate([out.image_logits for out in outs]),
+        "residual branch": np.concatenate([out.residual_logits for out in outs]),
+    }
+    return {name: two[:, 1] - two[:, 0] for name, two in logits.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack", type=Path)
@@ -106,15 +128,16 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="of the pack")
     parser.add_argument("--pairs", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--branches", action="store_true", help="AUC of each branch, nothing changed")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for name in args.models:
-        part = deciding_part(name)
+        part = "detector" if args.branches else deciding_part(name)
         engine = load_engine(name, device="cpu", precision="fp32", threads=args.threads, part=part)
         size = engine.image_size
         made[size] = made.get(size) or pairs(args.pack, args.split, args.pairs, size)
-        report(name, engine, *made[size])
+        (report_branches if args.branches else report)(name, engine, *made[size])
 
 
 if __name__ == "__main__":

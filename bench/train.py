@@ -32,7 +32,7 @@ TINY_DETECTOR = DetectorConfig(
     protocol="sparse-4", embed_dim=16,
 )  # fmt: skip
 SMALL_DETECTOR = DetectorConfig(
-    image_size=128, image_backbone="tf_efficientnet_lite0", residual_backbone="mobilenetv3_small_050",
+    image_size=160, image_backbone="tf_efficientnet_lite0", residual_backbone="tf_efficientnet_lite0",
     protocol="sparse-4",
 )  # fmt: skip
 DETECTORS = {"tiny": TINY_DETECTOR, "fastdetect-small": SMALL_DETECTOR}
