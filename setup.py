@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Distribution, Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -93,7 +93,10 @@ class BinaryDistribution(Distribution):
 
 
 setup(
-    packages=[*find_packages(include=["fastdetect", "fastdetect.*"]), "fastdetect.kernels"],
+    packages=[  # folders of data too: setuptools warns of data in a folder that is not one of them
+        *find_namespace_packages(include=["fastdetect", "fastdetect.*"], exclude=["*.__pycache__"]),
+        "fastdetect.kernels",
+    ],
     package_dir={"fastdetect.kernels": "kernels"},
     ext_modules=[CMakeExtension()],
     cmdclass={"build_ext": CMakeBuild},
