@@ -5,12 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models.folder import ModelFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Crops = np.ndarray | Tensor
+else:
+    Crops = Any  # torch is not loaded for this
 
 EngineName = Literal[
     "auto", "torch", "torch-compile", "torch-cuda-graph", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
@@ -55,8 +62,11 @@ class Engine(Protocol):
     info: ModelFolder
     grid: tuple[int, int] | None
 
-    def run(self, crops: np.ndarray) -> EngineOutput:
-        """Score crops, uint8 RGB [B,S,S,3], B >= 0; a crop's scores do not depend on its batch."""
+    def run(self, crops: Crops) -> EngineOutput:
+        """Score crops, uint8 RGB [B,S,S,3], B >= 0; a crop's scores do not depend on its batch.
+
+        Crops may be a torch tensor on any device; engines on that device read them there.
+        """
 
     def warm_up(self) -> None:
         """Run one batch of zeros, so that what a runtime does at its first run is done."""
@@ -76,11 +86,11 @@ class FixedBatchEngine(ABC):
     info: ModelFolder
     grid: tuple[int, int] | None
 
-    def run(self, crops: np.ndarray) -> EngineOutput:
+    def run(self, crops: Crops) -> EngineOutput:
         """Score crops.
 
         Args:
-            crops: uint8 RGB [B,S,S,3], S = image_size, B >= 0.
+            crops: uint8 RGB [B,S,S,3], S = image_size, B >= 0; numpy, or torch on any device.
         Raises:
             ShapeError: another shape or dtype.
         """
@@ -88,7 +98,8 @@ class FixedBatchEngine(ABC):
         parts: list[list[np.ndarray]] = [self._nothing()]
         for start in range(0, len(crops), self.batch_size):
             some = crops[start : start + self.batch_size]
-            batch = np.zeros((self.batch_size, *some.shape[1:]), np.uint8)
+            shape = self.batch_size, *some.shape[1:]
+            batch: Any = np.zeros(shape, np.uint8) if isinstance(some, np.ndarray) else some.new_zeros(shape)
             batch[: len(some)] = some
             parts.append([scores[: len(some)] for scores in self._scores(batch)])
         found = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -106,7 +117,7 @@ class FixedBatchEngine(ABC):
         self.run(np.zeros((1, self.image_size, self.image_size, 3), np.uint8))
 
     @abstractmethod
-    def _scores(self, batch: np.ndarray) -> Sequence[np.ndarray]:
+    def _scores(self, batch: Crops) -> Sequence[np.ndarray]:
         """The fields of EngineOutput that the part has, in order, float32, of one full batch."""
 
     @abstractmethod
@@ -147,9 +158,14 @@ PROFILES = {
 }
 
 
-def check_crops(crops: np.ndarray, size: int) -> None:
+def on_host(crops: Crops) -> np.ndarray:
+    """Crops as an array; waits for the device that has them."""
+    return crops if isinstance(crops, np.ndarray) else crops.cpu().numpy()
+
+
+def check_crops(crops: Crops, size: int) -> None:
     """Raise ShapeError unless crops are uint8 [B,size,size,3]."""
-    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
+    if str(crops.dtype).split(".")[-1] != "uint8" or crops.ndim != 4 or tuple(crops.shape[1:]) != (size, size, 3):
         raise ShapeError(
             f"crops must be uint8 [B,{size},{size},3] (RGB), got {crops.dtype} {list(crops.shape)}; "
             "cut them with fastdetect.faces.crop.crop_face"

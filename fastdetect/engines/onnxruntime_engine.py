@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnxruntime as ort
 
-from fastdetect.engines.base import FixedBatchEngine
+from fastdetect.engines.base import Crops, FixedBatchEngine, on_host
 from fastdetect.engines.graph import Graph, need_scorer
 from fastdetect.engines.machine import torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OnnxRuntimeEngine(FixedBatchEngine):
@@ -50,13 +55,28 @@ class OnnxRuntimeEngine(FixedBatchEngine):
         """Free the session."""
         self._session = None
 
-    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
+    def _scores(self, batch: Crops) -> list[np.ndarray]:
         if self._session is None:
             raise EngineError("this engine is closed; load it again")
         try:
-            return list(self._session.run(self._outputs, {"crops": batch}))
+            if isinstance(batch, np.ndarray) or batch.device.type != self.device.partition(":")[0]:
+                return list(self._session.run(self._outputs, {"crops": on_host(batch)}))
+            return self._run_in_place(self._session, batch)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on a batch of {len(batch)}: {_first(error)}") from error
+
+    def _run_in_place(self, session: ort.InferenceSession, batch: Tensor) -> list[np.ndarray]:
+        """Run crops that are where the model is."""
+        binding, shape = session.io_binding(), list(batch.shape)
+        binding.bind_input("crops", batch.device.type, batch.device.index or 0, np.uint8, shape, batch.data_ptr())
+        for name in self._outputs:
+            binding.bind_output(name)  # on the CPU
+        if batch.is_cuda:
+            import torch
+
+            torch.cuda.current_stream(batch.device).synchronize()  # ONNX Runtime's stream knows nothing of torch's
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
 
 def best_device() -> str:

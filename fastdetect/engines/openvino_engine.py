@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastdetect.engines.base import FixedBatchEngine
+from fastdetect.engines.base import Crops, FixedBatchEngine, on_host
 from fastdetect.engines.cache import cached
 from fastdetect.engines.graph import KEY, Graph, GraphInfo, need_scorer, parse_info, read_facts
 from fastdetect.engines.rounding import balanced_bf16
@@ -75,11 +75,11 @@ class OpenVinoEngine(FixedBatchEngine):
         """Free the compiled model."""
         self._request = None
 
-    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
+    def _scores(self, batch: Crops) -> list[np.ndarray]:
         if self._request is None:
             raise EngineError("this engine is closed; load it again")
         try:
-            found = self._request.infer({"crops": batch})
+            found = self._request.infer({"crops": on_host(batch)})
         except RuntimeError as error:
             raise EngineError(f"{self.name} failed on a batch of {len(batch)}: {_first(error)}") from error
         return [np.array(found[name], np.float32) for name in self._outputs]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastdetect.engines.base import FixedBatchEngine, Profile
+from fastdetect.engines.base import Crops, FixedBatchEngine, Profile
 from fastdetect.engines.cache import Say, cache_folder, pack, unpack, write_atomic
 from fastdetect.engines.graph import Graph, GraphInfo, need_scorer, parse_info, read_facts
 from fastdetect.engines.tensorrt_build import Plan, cached_plan, gpu_here, load_runtime, make_logger
@@ -102,12 +102,14 @@ class TensorRtEngine(FixedBatchEngine):
         self._staging = self._input = torch.empty(0, dtype=torch.uint8)
         self._outputs.clear()
 
-    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
+    def _scores(self, batch: Crops) -> list[np.ndarray]:
         if self._context is None:
             raise EngineError("this engine is closed; load it again")
-        self._staging.copy_(torch.from_numpy(batch))
+        there = not isinstance(batch, np.ndarray) and batch.is_cuda
+        source = torch.as_tensor(batch) if there else self._staging.copy_(torch.as_tensor(batch))
+        self._stream.wait_stream(torch.cuda.current_stream())  # which made a batch that is on the GPU
         with torch.cuda.stream(self._stream):
-            self._input.copy_(self._staging, non_blocking=True)
+            self._input.copy_(source, non_blocking=True)
             done = self._context.execute_async_v3(self._stream.cuda_stream)
             scores = [output.cpu() for output in self._outputs]  # waits for the stream
         if not done:

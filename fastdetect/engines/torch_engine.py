@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastdetect.engines.base import FixedBatchEngine, Mode, Precision
+from fastdetect.engines.base import Crops, FixedBatchEngine, Mode, Precision
 from fastdetect.engines.graph import SCORERS, Scoring
 from fastdetect.engines.machine import cpu_has_bf16
 from fastdetect.engines.rounding import balanced_bf16
@@ -88,8 +88,8 @@ class TorchEngine(FixedBatchEngine):
         del self._run
 
     @torch.inference_mode()
-    def _scores(self, batch: np.ndarray) -> list[np.ndarray]:
-        return [scores.float().cpu().numpy() for scores in self._run(torch.from_numpy(batch).to(self.device))]
+    def _scores(self, batch: Crops) -> list[np.ndarray]:
+        return [scores.float().cpu().numpy() for scores in self._run(torch.as_tensor(batch, device=self.device))]
 
 
 def _eager(model: TwoBranchDetector) -> Scorer:

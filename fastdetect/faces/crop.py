@@ -44,17 +44,36 @@ def crop_face(frame: np.ndarray, box: Sequence[float], *, size: int, margin: flo
     """
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ShapeError(f"frame is {frame.dtype} {list(frame.shape)}; wanted RGB uint8 [H, W, 3]")
-    if size < 1:
-        raise ShapeError(f"crop size is {size}; wanted at least 1")
-    x, y, side = crop_square(box, margin)
-    height, width = frame.shape[:2]
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
-    if left >= right or top >= bottom:
-        raise ShapeError(f"box {tuple(box)} lies outside the frame of {width}x{height} pixels")
-    patch = frame[top:bottom, left:right]
-    overrun = (top - y, y + side - bottom, left - x, x + side - right)
+    square, overrun = visible_square(frame.shape, box, size=size, margin=margin)
+    patch = frame[square]
     if any(overrun):
         patch = cv2.copyMakeBorder(patch, *overrun, borderType=cv2.BORDER_REPLICATE)
+    side = patch.shape[0]
     if side == size:
         return np.array(patch, order="C")
     return cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+
+
+def visible_square(
+    shape: Sequence[int], box: Sequence[float], *, size: int, margin: float
+) -> tuple[tuple[slice, slice], tuple[int, int, int, int]]:
+    """Where a crop's square lies in a frame: its (rows, columns) there, and its pixels past the four edges.
+
+    Args:
+        shape: of the frame, height and width first.
+        box, size, margin: as of `crop_face`.
+
+    Returns:
+        the slices, and how many pixels of the square are missing above, below, on the left and on the right.
+
+    Raises:
+        ShapeError: the box or size is not as asked for, or the square lies wholly outside the frame.
+    """
+    if size < 1:
+        raise ShapeError(f"crop size is {size}; wanted at least 1")
+    x, y, side = crop_square(box, margin)
+    height, width = shape[:2]
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    if left >= right or top >= bottom:
+        raise ShapeError(f"box {tuple(box)} lies outside the frame of {width}x{height} pixels")
+    return (slice(top, bottom), slice(left, right)), (top - y, y + side - bottom, left - x, x + side - right)

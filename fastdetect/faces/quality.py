@@ -38,8 +38,12 @@ def face_quality(frame: np.ndarray, box: Sequence[float]) -> FaceQuality:
         ShapeError: as `crop_face`.
     """
     luma = cv2.cvtColor(crop_face(frame, box, size=SIDE, margin=1.0), cv2.COLOR_RGB2GRAY).astype(np.float32)
-    variance = float(luma.var())
+    return quality_of(box, float(luma.var()), float(cv2.Laplacian(luma, cv2.CV_32F).var()), float(luma.mean()))
+
+
+def quality_of(box: Sequence[float], variance: float, edges: float, mean: float) -> FaceQuality:
+    """Returns the measures of a face: of the luma [0, 255] of its box, variance, variance of the Laplacian, mean."""
     # Under one grey level of deviation there is only coding noise, whose Laplacian would read as sharp.
-    sharpness = float(cv2.Laplacian(luma, cv2.CV_32F).var()) / variance if variance > 1 else 0.0
+    sharpness = edges / variance if variance > 1 else 0.0
     x0, y0, x1, y1 = (float(v) for v in box)
-    return FaceQuality(max(x1 - x0, y1 - y0), sharpness, float(luma.mean()) / 255)
+    return FaceQuality(max(x1 - x0, y1 - y0), sharpness, mean / 255)

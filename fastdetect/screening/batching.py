@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from fastdetect.engines.base import Engine
+from fastdetect.engines.base import Crops, Engine
 
 Owner = TypeVar("Owner")
 
@@ -29,7 +29,7 @@ class Scored(Generic[Owner]):
 @dataclass
 class _Waiting(Generic[Owner]):
     owner: Owner
-    crops: np.ndarray
+    crops: Crops
     sent: int = 0
     margins: list[np.ndarray] = field(default_factory=list)
     patches: list[np.ndarray] = field(default_factory=list)
@@ -50,7 +50,7 @@ class FaceBatcher(Generic[Owner]):
         self._queue: deque[_Waiting[Owner]] = deque()
         self.waiting = 0  # faces not yet scored
 
-    def add(self, owner: Owner, crops: np.ndarray) -> None:
+    def add(self, owner: Owner, crops: Crops) -> None:
         """Queue a file's crops, RGB uint8 [N,S,S,3], N >= 1."""
         self._queue.append(_Waiting(owner, crops))
         self.waiting += len(crops)
@@ -75,7 +75,7 @@ class FaceBatcher(Generic[Owner]):
             if not room:
                 break
         start = time.perf_counter()
-        out = self.engine.run(np.concatenate([entry.crops[entry.sent : entry.sent + n] for entry, n in parts]))
+        out = self.engine.run(_joined([entry.crops[entry.sent : entry.sent + n] for entry, n in parts]))
         share = (time.perf_counter() - start) / (self.batch - room)
         margins = np.stack([x[:, 1] - x[:, 0] for x in (out.logits, out.image_logits, out.residual_logits)], axis=1)
         first = 0
@@ -86,3 +86,14 @@ class FaceBatcher(Generic[Owner]):
             entry.seconds += share * count
             first += count
         self.waiting -= first
+
+
+def _joined(parts: list[Crops]) -> Crops:
+    """Crops of several files one after the other; on the device, if any of them are there."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays)
+    import torch
+
+    device = next(part.device for part in parts if not isinstance(part, np.ndarray))
+    return torch.cat([torch.as_tensor(part, device=device) for part in parts])

@@ -3,14 +3,16 @@
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastdetect import __version__
+from fastdetect.engines.base import on_host
 from fastdetect.errors import FastdetectError, MediaError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.screening.batching import FaceBatcher, Scored
@@ -18,10 +20,13 @@ from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import InputFile, file_key, path_text
 from fastdetect.screening.model import Model
 from fastdetect.screening.results import FaceRow, MediaFacts, Row, TrackRow, save_media
-from fastdetect.screening.stages import Extracted, StageSettings, file_sha256
+from fastdetect.screening.stages import Extracted, Job, StageSettings, file_sha256
 from fastdetect.screening.verdict import Verdict, judge
 from fastdetect.video.lanes import this_machine
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
+
+if TYPE_CHECKING:
+    from fastdetect.screening.crop_memory import CropMemory
 
 MEDIA_FACES = 8  # crops kept per person for the report
 _HASH_BYTES = 2**30  # a second or two: this process has better things to do than to hash more
@@ -60,6 +65,8 @@ class Screener:
             decode_device=_nvdec_device(config.device),
             decode_timeout_s=config.timeout / 2,  # time is left to do it again with PyAV
         )
+        self._memory: CropMemory | None = None
+        self._trouble = ""
 
     def screen(self, files: Sequence[InputFile], stop: threading.Event | None = None) -> Iterator[Row]:
         """Screen files; yields one row each, in order of completion.
@@ -90,6 +97,7 @@ class Screener:
         """What the workers found, as it comes; None when nothing came for a while, and at the end."""
         if not paths:
             return
+        self._memory = self._crop_memory()
         found: queue.Queue[JobResult | FastdetectError | None] = queue.Queue(maxsize=self.workers)
         limits = WorkerLimits(timeout_s=self.config.timeout, cpu_s=2 * self.config.timeout)
         uses_nvdec = self.config.decoder != "pyav" and this_machine(self.settings.decode_device).nvdec
@@ -98,13 +106,16 @@ class Screener:
         pool = WorkerPool(
             "fastdetect.screening.stages:Extractor",
             workers=min(self.workers, len(paths)),
-            init_args={"settings": self.settings},
+            init_args={
+                "settings": self.settings,
+                "crop_memory": self._memory.handle if self._memory else None,
+            },
             limits=limits,
         )
 
         def read() -> None:
             try:
-                for result in pool.map(paths):
+                for result in pool.map(self._jobs(paths)):
                     found.put(result)
                 found.put(None)
             except FastdetectError as error:
@@ -121,7 +132,7 @@ class Screener:
                     continue
                 if isinstance(item, FastdetectError):
                     raise item
-                yield None if item is None else _extracted(item)
+                yield None if item is None else self._extracted(item)
                 if item is None:
                     return
         finally:
@@ -130,12 +141,46 @@ class Screener:
                 if not found.empty():
                     found.get_nowait()
                 reader.join(0.01)
+            self._memory = None
+
+    def _crop_memory(self) -> "CropMemory | None":
+        """Where workers leave crops for the model on the same GPU; None: crops come over the host."""
+        if not self._same_gpu():
+            return None
+        from fastdetect.screening.crop_memory import CropMemory
+
+        places = 4 * self.workers + 8  # files in hand, found, and waiting for a batch; more go over the host
+        try:
+            return CropMemory(self.settings.detect_device, places, self.settings.crop_size)
+        except RuntimeError as error:
+            self._trouble = f"crops cross the host, their memory cannot be shared: {str(error).partition(chr(10))[0]}"
+            return None
+
+    def _same_gpu(self) -> bool:
+        """Whether faces are found on the model's own GPU."""
+        return self.settings.detect_runtime == "torch" and self.settings.detect_device != "cpu"
+
+    def _jobs(self, paths: Iterable[str]) -> Iterator[Job]:
+        for path in paths:
+            yield Job(path, self._memory.take() if self._memory else None)
+
+    def _extracted(self, result: JobResult) -> Extracted:
+        job: Job = result.job
+        found = result.value if result.error is None else _lost(job.path, result.error)
+        if self._memory is not None and job.place is not None:
+            if found.place is None:
+                self._memory.give_back(job.place)
+            else:
+                found.crops = self._memory.crops(found.place, sum(map(len, found.tracks)))
+        return found
 
     def _row(self, file: InputFile, found: Extracted, scored: Scored[Extracted] | None) -> Row:
         tracks = _tracks(found, scored)
         answer = self._judge(found, tracks)
         if self.media is not None and scored is not None and found.sha256:
             _save_tracks(self.media, found, tracks, scored.patch_scores)
+        if self._memory is not None and found.place is not None:
+            self._memory.give_back(found.place)
         timings = found.timings | ({"model": scored.seconds} if scored else {})
         return Row(
             path=path_text(file.path),
@@ -157,7 +202,7 @@ class Screener:
             tracks=tracks,
             decoder=found.decoder,
             decode_method=found.method,
-            decode_note=found.note,
+            decode_note=found.note or (self._trouble if len(found.crops) else ""),
             detector=found.detector,
             sampling=self.config.sample,
             max_seconds=self.config.max_seconds,
@@ -225,14 +270,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _extracted(result: JobResult) -> Extracted:
-    if result.error is None:
-        return result.value
-    error = result.error if isinstance(result.error, MediaError) else MediaError(Reason.CRASH, str(result.error))
-    lost = Extracted(result.job, error=error)
-    lost.bytes, lost.mtime_ns = file_key(Path(result.job))
+def _lost(path: str, error: Exception) -> Extracted:
+    """A file whose worker died or was stopped before it could tell."""
+    lost = Extracted(path, error=error if isinstance(error, MediaError) else MediaError(Reason.CRASH, str(error)))
+    lost.bytes, lost.mtime_ns = file_key(Path(path))
     if lost.bytes is not None and lost.bytes <= _HASH_BYTES:
-        lost.sha256 = file_sha256(result.job)  # its worker died or was stopped before it could tell
+        lost.sha256 = file_sha256(path)
     return lost
 
 
@@ -269,7 +312,9 @@ def _save_tracks(folder: Path, found: Extracted, tracks: list[TrackRow], patch_s
     first = 0
     for track, rows in zip(tracks, _shown(found), strict=True):
         numbers = (rows - first).tolist()
-        track.media = save_media(folder, found.sha256 or "", track.id, numbers, found.crops[rows], patch_scores[rows])
+        track.media = save_media(
+            folder, found.sha256 or "", track.id, numbers, on_host(found.crops[rows]), patch_scores[rows]
+        )
         first += len(track.faces)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +23,17 @@ from fastdetect.video.planned import TIMEOUT_S
 from fastdetect.video.probe import Limits, VideoInfo, check_file
 from fastdetect.video.pyav import Frame
 from fastdetect.video.sampling import SamplingPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file for a worker, and the place in the crop memory that its crops may take."""
+
+    path: str
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,16 @@ class FoundFace:
     quality: FaceQuality
 
 
+def _no_crops() -> np.ndarray:
+    return np.empty((0, 0, 0, 3), np.uint8)
+
+
 @dataclass
 class Extracted:
-    """What a worker sends back: crops [N,S,S,3] RGB uint8 in the order of the tracks' faces, or an error."""
+    """What a worker sends back: crops [N,S,S,3] RGB uint8 in the order of the tracks' faces, or an error.
+
+    Crops of a worker that left them in the crop memory (`place`) are put in by the main process, on the device.
+    """
 
     path: str
     bytes: int | None = None
@@ -76,14 +94,20 @@ class Extracted:
     frames_decoded: int = 0
     faces_found: int = 0
     tracks: list[list[FoundFace]] = field(default_factory=list)
-    crops: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8))
+    crops: "np.ndarray | Tensor" = field(default_factory=_no_crops)
+    place: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
 class Extractor:
-    """Turns a file into face crops; lives in a worker process and is built once there."""
+    """Turns a file into face crops; lives in a worker process and is built once there.
 
-    def __init__(self, settings: StageSettings) -> None:
+    Args:
+        settings: the options.
+        crop_memory: the handle of a CropMemory, where crops that were cut on its device stay; None: they are sent.
+    """
+
+    def __init__(self, settings: StageSettings, crop_memory: bytes | None = None) -> None:
         cv2.setNumThreads(settings.threads)  # the processes are the parallelism
         self.settings = settings
         self.policy = SamplingPolicy.parse(settings.sampling)
@@ -102,6 +126,14 @@ class Extractor:
             keep=self.on_device,
         )
         self._spare: tuple[Decoder, CenterFaceDetector] | None = None
+        self._writer = None
+        if crop_memory is not None and self.on_device:
+            from fastdetect.screening.crop_memory import CropWriter
+
+            try:
+                self._writer = CropWriter(crop_memory)
+            except RuntimeError as error:
+                self.trouble = f"crops cross the host, their memory cannot be shared: {_first(error)}"
 
     def _detector(self, *, on_device: bool) -> CenterFaceDetector:
         s = self.settings
@@ -116,16 +148,16 @@ class Extractor:
             return DeviceFaceDetector(s.detect_device, **options)
         return CenterFaceDetector(**options, runtime="openvino" if s.detect_runtime == "openvino" else "onnxruntime")
 
-    def __call__(self, path: str) -> Extracted:
+    def __call__(self, job: Job) -> Extracted:
         """Extract the faces of a file; a file that cannot be read gives an Extracted with `error`."""
-        done = Extracted(path)
+        done = Extracted(job.path)
         try:
-            self._extract(done)
+            self._extract(done, job.place)
         except MediaError as error:
             done.error = error
         return done
 
-    def _extract(self, done: Extracted) -> None:
+    def _extract(self, done: Extracted, place: int | None) -> None:
         path = done.path
         with _timed(done, "hash"):
             # Before it is read: a file that grows meanwhile must not count as done.
@@ -137,15 +169,16 @@ class Extractor:
             done.note = self.trouble or done.note
             return
         try:
-            self._find(done, self.decoder, self.detector)
+            self._find(done, self.decoder, self.detector, place)
+            done.note = done.note or self.trouble
         except RuntimeError as error:  # torch's: the GPU's memory is full, or the GPU failed; it costs this file only
-            done.tracks.clear()
+            done.tracks, done.crops = [], _no_crops()
             if self._spare is None:
                 self._spare = Decoder("pyav", threads=self.settings.threads), self._detector(on_device=False)
             self._find(done, *self._spare)
             done.note = _trouble(self.settings, error)
 
-    def _find(self, done: Extracted, decoder: Decoder, detector: CenterFaceDetector) -> None:
+    def _find(self, done: Extracted, decoder: Decoder, detector: CenterFaceDetector, place: int | None = None) -> None:
         with _timed(done, "decode"):
             clip = decoder.decode(done.path, self.policy, max_seconds=self.settings.max_seconds)
         done.info, done.reasons = clip.info, clip.reasons
@@ -161,6 +194,8 @@ class Extractor:
             tracks = self._choose(found)
         with _timed(done, "crop"):
             self._cut(done, clip.frames, pictures, tracks)
+            if not isinstance(done.crops, np.ndarray):
+                self._hand_over(done, done.crops, place)
 
     def _choose(self, tracks: list[Track]) -> list[Track]:
         """The people to score: most face area first, thinned so that a crowd costs no more than max_faces."""
@@ -174,24 +209,43 @@ class Extractor:
                 one.frames, one.faces = [one.frames[i] for i in at], [one.faces[i] for i in at]
         return chosen
 
-    def _cut(self, done: Extracted, frames: list[Frame], pictures: list[np.ndarray], tracks: list[Track]) -> None:
-        crops = []
-        for one in tracks:
-            found = []
-            for position, face in zip(one.frames, one.faces, strict=True):
-                frame, picture = frames[position], pictures[position]
-                quality = face_quality(picture, face.box)
-                found.append(FoundFace(frame.index, frame.time_s, face.box, face.score, quality))
-                crops.append(
-                    crop_face(picture, face.box, size=self.settings.crop_size, margin=self.settings.crop_margin)
-                )
-            done.tracks.append(found)
-        if crops:
-            done.crops = np.stack(crops)
+    def _cut(self, done: Extracted, frames: list[Frame], pictures: list[Any], tracks: list[Track]) -> None:
+        size, margin = self.settings.crop_size, self.settings.crop_margin
+        chosen = [(at, face) for one in tracks for at, face in zip(one.frames, one.faces, strict=True)]
+        if not chosen:
+            return
+        if isinstance(pictures[0], np.ndarray):
+            measures = [face_quality(pictures[at], face.box) for at, face in chosen]
+            done.crops = np.stack([crop_face(pictures[at], face.box, size=size, margin=margin) for at, face in chosen])
+        else:
+            from fastdetect.faces.device_crop import crop_faces, face_qualities
+
+            there, boxes = [pictures[at].pixels for at, _ in chosen], [face.box for _, face in chosen]
+            done.crops = crop_faces(there, boxes, size=size, margin=margin)
+            measures = face_qualities(there, boxes)
+        quality = iter(measures)
+        done.tracks = [
+            [
+                FoundFace(frames[at].index, frames[at].time_s, face.box, face.score, next(quality))
+                for at, face in zip(one.frames, one.faces, strict=True)
+            ]
+            for one in tracks
+        ]
+
+    def _hand_over(self, done: Extracted, crops: "Tensor", place: int | None) -> None:
+        """Leave crops on the device for the main process where there is a place, else bring them to the host."""
+        if self._writer is not None and place is not None and self._writer.put(place, crops):
+            done.place, done.crops = place, _no_crops()
+        else:
+            done.crops = crops.cpu().numpy()
 
 
 def _trouble(settings: StageSettings, error: RuntimeError) -> str:
-    return f"{settings.detect_device} failed, the CPU did it: {str(error).splitlines()[0]}"
+    return f"{settings.detect_device} failed, the CPU did it: {_first(error)}"
+
+
+def _first(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _host_view(rgb: Any) -> Any:

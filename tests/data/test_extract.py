@@ -99,7 +99,7 @@ def test_shards_hold_a_picture_and_its_facts_for_every_face(whole: Path, data: M
 
 
 def test_pictures_are_those_that_screening_looks_at(whole: Path, data: Manifest) -> None:
-    from fastdetect.screening.stages import Extractor, StageSettings
+    from fastdetect.screening.stages import Extractor, Job, StageSettings
 
     screened = Extractor(
         StageSettings(
@@ -107,7 +107,7 @@ def test_pictures_are_those_that_screening_looks_at(whole: Path, data: Manifest)
             max_people=16, max_faces=1024, crop_size=64, crop_margin=1.3,
             detect_runtime="onnxruntime",
         )
-    )(str(data.locate(data.samples[0].path)))  # fmt: skip
+    )(Job(str(data.locate(data.samples[0].path))))  # fmt: skip
     files = members(whole)
     base = folder_of(data.samples[0])
     cut = [

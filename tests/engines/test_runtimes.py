@@ -44,6 +44,16 @@ def test_scores_are_torchs(engine: Engine, torch_fp32: Engine, count: int) -> No
         assert np.abs(ours - theirs).max() <= 1e-3
 
 
+def test_crops_of_torch_are_scored_where_they_are(engine: Engine, torch_fp32: Engine) -> None:
+    for one in (engine, torch_fp32):
+        array = crops(9)
+        got, want = one.run(torch.from_numpy(array)), one.run(array)
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+        with pytest.raises(ShapeError, match="float32"):
+            one.run(torch.zeros(2, SIDE, SIDE, 3))
+
+
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_the_verdict_alone_is_the_detectors(name: str, image_folder: Path, folder: Path) -> None:
     if name != "torch":

@@ -108,7 +108,7 @@ def test_faces_are_those_of_screening(tmp_path: Path) -> None:
         crop_size=96,
         crop_margin=1.3,
     )
-    screened = stages.Extractor(settings)(str(tmp_path / "clip.mp4"))
+    screened = stages.Extractor(settings)(stages.Job(str(tmp_path / "clip.mp4")))
     mine = scoring.extract_faces(
         tmp_path / "clip.mp4",
         CenterFaceDetector(),

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
-from fastdetect.engines.base import EngineOutput
+from fastdetect.engines.base import Crops, EngineOutput, on_host
 from fastdetect.screening.batching import FaceBatcher
 
 
@@ -17,9 +18,12 @@ class ArithmeticEngine:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.batches: list[int] = []
+        self.kinds: list[type] = []
 
-    def run(self, crops: np.ndarray) -> EngineOutput:
+    def run(self, crops: Crops) -> EngineOutput:
         self.batches.append(len(crops))
+        self.kinds.append(type(crops))
+        crops = on_host(crops)
         value = crops[:, 0, 0, 0].astype(np.float32)
         zero = np.zeros_like(value)
         two = [np.stack([zero, k * value], axis=1) for k in (1, 2, 3)]
@@ -54,6 +58,17 @@ def test_every_file_gets_its_own_margins(batch: int, sizes: list[int]) -> None:
     assert queue.waiting == 0
     assert all(n == batch for n in engine.batches[:-1])
     assert sum(engine.batches) == sum(sizes)
+
+
+def test_crops_on_a_device_and_on_the_host_share_a_batch() -> None:
+    engine = ArithmeticEngine(4)
+    queue: FaceBatcher[int] = FaceBatcher(engine)
+    queue.add(0, crops([1]).copy())
+    queue.add(1, torch.from_numpy(crops([2, 3, 4, 5, 6, 7]).copy()))
+    queue.add(2, crops([8, 9]).copy())
+    got = [answer.margins[:, 0].tolist() for answer in queue.run(flush=True)]
+    assert got == [[1], [2, 3, 4, 5, 6, 7], [8, 9]]
+    assert engine.kinds == [torch.Tensor, torch.Tensor, np.ndarray]
 
 
 def test_a_batch_waits_until_it_is_full() -> None:

@@ -15,7 +15,7 @@ from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
-from fastdetect.screening.stages import Extractor, StageSettings
+from fastdetect.screening.stages import Extractor, Job, StageSettings
 from fastdetect.video import dali
 
 SETTINGS = StageSettings(
@@ -42,8 +42,8 @@ def media(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., l
 
 @pytest.mark.parametrize("decoder", ["pyav", DALI])
 def test_what_a_device_finds_is_what_the_cpu_finds(media: Path, decoder: str) -> None:
-    there = Extractor(replace(SETTINGS, decoder=decoder))(str(media))
-    here = Extractor(replace(SETTINGS, decoder=decoder, detect_runtime="onnxruntime"))(str(media))
+    there = Extractor(replace(SETTINGS, decoder=decoder))(Job(str(media)))
+    here = Extractor(replace(SETTINGS, decoder=decoder, detect_runtime="onnxruntime"))(Job(str(media)))
     assert there.error is None
     assert there.note == ""
     assert there.detector is not None
@@ -111,7 +111,7 @@ def test_a_device_without_memory_costs_a_file_nothing_but_time(media: Path, monk
         return run(self, pictures, scale)
 
     monkeypatch.setattr(DeviceFaceDetector, "_run", full)
-    good, spoiled, again = (extractor(str(media)) for _ in range(3))
+    good, spoiled, again = (extractor(Job(str(media))) for _ in range(3))
     assert (good.note, again.note) == ("", "")
     assert good.detector == again.detector
     assert "out of memory" in spoiled.note
@@ -126,6 +126,6 @@ def test_a_device_that_takes_no_more_processes_leaves_the_work_to_the_cpu(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory at the start")
 
     monkeypatch.setattr(DeviceFaceDetector, "_load", refuse)
-    found = Extractor(SETTINGS)(str(media))
+    found = Extractor(SETTINGS)(Job(str(media)))
     assert len(found.crops) == 6
     assert "at the start" in found.note
