@@ -1,5 +1,6 @@
 """Crops that stay on the device: what workers leave in the main process's memory is what it scores."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.results import Row
 from fastdetect.video import dali
-from fastdetect.video.worker import WorkerPool
+from fastdetect.video.worker import WorkerLimits, WorkerPool
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -40,8 +41,6 @@ class Painter:
         place, number, count = job
         done = self.writer.put(place, torch.full((count, 8, 8, 3), abs(number), dtype=torch.uint8, device=self.device))
         if number < 0:
-            import os
-
             os._exit(9)
         return done
 
@@ -53,7 +52,8 @@ def test_processes_write_and_the_owner_reads(device: str) -> None:
     assert places == [0, 1, 2, None]
     jobs = [(0, 7, 5), (1, -9, 2), (2, 11, FACES + 1)]
     arguments = {"handle": memory.handle, "device": device}
-    with WorkerPool("test_crop_memory:Painter", workers=2, init_args=arguments, env=_here()) as pool:
+    limits = WorkerLimits(address_space_bytes=None)  # CUDA reserves more than it uses
+    with WorkerPool("test_crop_memory:Painter", workers=2, init_args=arguments, limits=limits, env=_here()) as pool:
         found = {result.job[0]: result for result in pool.map(jobs)}
     assert found[0].value is True
     assert (memory.crops(0, 5) == 7).all()
@@ -65,8 +65,6 @@ def test_processes_write_and_the_owner_reads(device: str) -> None:
 
 
 def _here() -> dict[str, str]:
-    import os
-
     return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 
 
