@@ -30,13 +30,14 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {data['versions'][name]}" for name in ("python", "torch", "timm"))
     mim, init = data["weights"]["mim"]["model_id"], data["weights"].get("init")
     first = f"of {init['model_id']}" if init else "of ImageNet" if config["image_weights"] else "random"
+    second = {None: "random", "init": first}.get(config.get("residual_weights"), "of ImageNet")
     held = f", its first {config['freeze_stages']} stages held" if config["freeze_stages"] else ""
     held += ", its depthwise kernels held" if config["freeze_depthwise"] else ""
     yield (
         f"{config['steps']:,} steps of {config['pairs']} pairs, seeds {', '.join(map(str, seeds))}; "
         f"{detector['image_backbone']} at {detector['image_size']} px, {detector['residual_backbone']} at "
         f"{detector['mim']['image_size']} px under {detector['protocol']}; {config['precision']}, {data['threads']} "
-        f"threads.\nFirst weights: image branch {first}{held}; masked image model of {mim}; residual branch random.\n"
+        f"threads.\nFirst weights: image branch {first}{held}; masked image model of {mim}; residual branch {second}.\n"
         f"Training: {pack['train']['faces']:,} faces of {pack['train']['persons']:,} persons. Videos: "
         f"{counts[REAL]['videos']} real and {sum(counts[kind]['videos'] for kind in types)} fake "
         f"({videos['left_out']} without a usable face left out), {videos['sampling']}. Held-out pairs: "
@@ -45,12 +46,21 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "### Arms\n"
     yield "AUC, mean over the seeds. Videos: mean over the types of manipulation.\n"
-    heads = ["arm", "", "videos", "image branch", "residual branch", "held-out pairs", "image branch"]
+    branches = ("score", "image", "residual")
+    heads = [
+        "arm",
+        "",
+        "videos",
+        "image branch",
+        "residual branch",
+        "held-out pairs",
+        "image branch",
+        "residual branch",
+    ]
     yield _table(
         heads,
         [
-            [name, arm["title"], *(_mean(arm, "video", head) for head in ("score", "image", "residual")),
-             *(_mean(arm, "pairs", head) for head in ("score", "image"))]
+            [name, arm["title"], *(_mean(arm, what, head) for what in ("video", "pairs") for head in branches)]
             for name, arm in arms.items()
         ],
     )  # fmt: skip
