@@ -3,6 +3,7 @@
     python bench/held_out.py pack runs/image160/model runs/matched/model runs/mean
     python bench/held_out.py pack fastdetect-small --split test
     python bench/held_out.py pack fastdetect-small --branches      # each branch by itself, as they are
+    python bench/held_out.py pack fastdetect-small runs/224/model --size 224  # the same pictures for all
 
 The same pairs for every model, degraded as in training; the kinds of fakes are those of a training run's validation.
 Each change of quality is then made to the reals alone, to the fakes alone, and to both: a model that takes blur for
@@ -25,6 +26,7 @@ from fastdetect.data.pairs import PairSource, batch_seed
 from fastdetect.engines import Engine, load_engine
 from fastdetect.engines.load import deciding_part
 from fastdetect.evaluation.metrics import roc_auc
+from fastdetect.models.detector import area_resize
 
 _BATCH = 24
 
@@ -67,9 +69,14 @@ def margins(engine: Engine, images: Tensor, change: Callable[[Tensor], Tensor]) 
     """Fused logit margins [N] of changed pictures."""
     found = []
     for part in images.split(64):
-        logits = engine.run(_bytes(change(part.float() / 255)).permute(0, 2, 3, 1).contiguous().numpy()).logits
+        logits = engine.run(_crops(change(part.float() / 255), engine)).logits
         found.append(logits[:, 1] - logits[:, 0])
     return np.concatenate(found)
+
+
+def _crops(images: Tensor, engine: Engine) -> np.ndarray:
+    """Pictures [N,3,S,S] in [0,1] as the engine takes them, shrunk by area where it sees fewer pixels."""
+    return _bytes(area_resize(images, engine.image_size)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def auc(real: np.ndarray, fake: np.ndarray) -> float:
@@ -112,7 +119,7 @@ def report_branches(name: str, engine: Engine, real: Tensor, fake: Tensor, kinds
 
 
 def _branches(engine: Engine, images: Tensor) -> dict[str, np.ndarray]:
-    outs = [engine.run(part.permute(0, 2, 3, 1).contiguous().numpy()) for part in images.split(64)]
+    outs = [engine.run(_crops(part.float() / 255, engine)) for part in images.split(64)]
     logits = {
         "fused": np.concatenate([out.logits for out in outs]),
         "image branch": np.concatenate([out.image_logits for out in outs]),
@@ -128,6 +135,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="of the pack")
     parser.add_argument("--pairs", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", type=int, help="pixels of the pictures, shrunk for a model that sees fewer [its own]")
     parser.add_argument("--branches", action="store_true", help="AUC of each branch, nothing changed")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -135,7 +143,9 @@ def main() -> None:
     for name in args.models:
         part = "detector" if args.branches else deciding_part(name)
         engine = load_engine(name, device="cpu", precision="fp32", threads=args.threads, part=part)
-        size = engine.image_size
+        size = args.size or engine.image_size
+        if size < engine.image_size:
+            raise SystemExit(f"{name} sees {engine.image_size} pixels, got --size {size}: give at least as many")
         made[size] = made.get(size) or pairs(args.pack, args.split, args.pairs, size)
         (report_branches if args.branches else report)(name, engine, *made[size])
 
