@@ -21,8 +21,9 @@ CHUNK_BYTES = 2**29  # of float frames in one network run; with what is made of 
 class DeviceFrame:
     """A frame on a torch device that reads like a numpy array: what is cut out of it comes to the host.
 
-    So the tracker, the crops and the quality measures are the CPU's own code on the CPU's own pixels. The whole frame
-    thinned out (`frame[::3, ::3]`) stays on the device, for what is cut out of that; `np.asarray` brings it over.
+    So the tracker is the CPU's own code: it compares colours of the frame thinned out (`frame[::3, ::3]`), which stays
+    on the device for what is cut out of that. Crops and measures are made there, see `fastdetect.faces.device_crop`;
+    `np.asarray` brings the whole frame over.
 
     Args:
         pixels: RGB uint8 [H, W, 3] on any device.

@@ -11,6 +11,11 @@ from torch import Tensor
 FACES = 32  # of one place; a file with more of them sends its crops over the host
 
 
+def not_shared(error: RuntimeError) -> str:
+    """What a row's `decode_note` says where a memory cannot be made or opened."""
+    return f"crops cross the host, their memory cannot be shared: {str(error).partition(chr(10))[0]}"
+
+
 class CropMemory:
     """Places for the crops of files on a device, which the main process owns.
 

@@ -147,13 +147,13 @@ class Screener:
         """Where workers leave crops for the model on the same GPU; None: crops come over the host."""
         if not self._same_gpu():
             return None
-        from fastdetect.screening.crop_memory import CropMemory
+        from fastdetect.screening.crop_memory import CropMemory, not_shared
 
         places = 4 * self.workers + 8  # files in hand, found, and waiting for a batch; more go over the host
         try:
             return CropMemory(self.settings.detect_device, places, self.settings.crop_size)
         except RuntimeError as error:
-            self._trouble = f"crops cross the host, their memory cannot be shared: {str(error).partition(chr(10))[0]}"
+            self._trouble = not_shared(error)
             return None
 
     def _same_gpu(self) -> bool:

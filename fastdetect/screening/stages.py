@@ -128,12 +128,12 @@ class Extractor:
         self._spare: tuple[Decoder, CenterFaceDetector] | None = None
         self._writer = None
         if crop_memory is not None and self.on_device:
-            from fastdetect.screening.crop_memory import CropWriter
+            from fastdetect.screening.crop_memory import CropWriter, not_shared
 
             try:
                 self._writer = CropWriter(crop_memory)
             except RuntimeError as error:
-                self.trouble = f"crops cross the host, their memory cannot be shared: {_first(error)}"
+                self.trouble = not_shared(error)
 
     def _detector(self, *, on_device: bool) -> CenterFaceDetector:
         s = self.settings
@@ -241,11 +241,7 @@ class Extractor:
 
 
 def _trouble(settings: StageSettings, error: RuntimeError) -> str:
-    return f"{settings.detect_device} failed, the CPU did it: {_first(error)}"
-
-
-def _first(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{settings.detect_device} failed, the CPU did it: {str(error).splitlines()[0]}"
 
 
 def _host_view(rgb: Any) -> Any:

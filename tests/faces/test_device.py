@@ -8,6 +8,7 @@ import torch
 from fastdetect.errors import ShapeError
 from fastdetect.faces import CenterFaceDetector, crop_face, face_quality, track
 from fastdetect.faces.device import CenterFaceModule, DeviceFaceDetector, DeviceFrame, resize
+from fastdetect.faces.device_crop import crop_faces, face_qualities
 from fastdetect.faces.network import load_network
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -86,7 +87,7 @@ def test_many_large_frames_go_through_in_parts(on_device: DeviceFaceDetector, po
 
 
 @pytest.mark.parametrize("zoom", [0.5, 1.0, 1.4])
-def test_no_frame_comes_to_the_host_but_the_pixels_around_faces(
+def test_no_frame_comes_to_the_host_but_what_the_tracker_samples(
     on_device: DeviceFaceDetector, portrait, device, monkeypatch, zoom
 ):
     """Of a clip at 1280 x 720 with one face of 55 to 160 pixels."""
@@ -103,10 +104,11 @@ def test_no_frame_comes_to_the_host_but_the_pixels_around_faces(
     faces = on_device.detect(frames)
     assert came == []  # found without a pixel
     track(faces, [0.0, 0.5, 1.0, 1.5], (1280, 720), frames=frames)
-    for frame, (face,) in zip(frames, faces, strict=True):
-        crop_face(frame, face.box, size=112)
-        face_quality(frame, face.box)
-    assert sum(came) < 0.15 * len(frames) * large.size
+    sampled = sum(came)
+    there, boxes = [frame.pixels for frame in frames], [face.box for (face,) in faces]
+    assert crop_faces(there, boxes, size=112).shape == (4, 112, 112, 3)
+    assert len(face_qualities(there, boxes)) == 4
+    assert sum(came) == sampled < 0.1 * len(frames) * large.size
 
 
 def test_crops_measures_and_tracks_are_the_cpus_to_the_bit(on_device: DeviceFaceDetector, carphone, device):
