@@ -15,6 +15,7 @@ SECOND_LOOK = 2  # the second pass sees this many times more pixels a side
 WEAK = 0.4  # a candidate from this share of the score threshold on asks for the second pass
 MULTIPLE = 32  # the network's coarsest level
 _STRIDE = 4  # input pixels per heat-map cell
+_UINT8 = ("uint8", "torch.uint8")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class CenterFaceDetector:
             ShapeError: a frame is not such an array.
         """
         for position, frame in enumerate(frames):
-            if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
+            if frame.ndim != 3 or frame.shape[2] != 3 or str(frame.dtype) not in _UINT8 or 0 in frame.shape:
                 got = f"frame {position} is {frame.dtype} {list(frame.shape)}"
                 raise ShapeError(f"{got}; wanted RGB uint8 [H, W, 3]")
         found = [self._best(faces) for faces in self._candidates(frames, self.detect_side)]

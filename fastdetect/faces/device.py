@@ -1,11 +1,10 @@
-"""Faces in frames that stay where a GPU decoded them: the host gets boxes and the pixels around faces, no frame."""
+"""Faces in frames that stay where a GPU decoded them: torch tensors, of which the host gets boxes and scores."""
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,37 +15,6 @@ from fastdetect.faces.network import INPUT, OUTPUTS, Runtime, centerface_onnx
 from fastdetect.onnx_wire import read_graph
 
 CHUNK_BYTES = 2**29  # of float frames in one network run; with what is made of them, about twice this
-
-
-class DeviceFrame:
-    """A frame on a torch device that reads like a numpy array: what is cut out of it comes to the host.
-
-    So the tracker is the CPU's own code: it compares colours of the frame thinned out (`frame[::3, ::3]`), which stays
-    on the device for what is cut out of that. Crops and measures are made there, see `fastdetect.faces.device_crop`;
-    `np.asarray` brings the whole frame over.
-
-    Args:
-        pixels: RGB uint8 [H, W, 3] on any device.
-    """
-
-    ndim = 3
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
-        self.shape = tuple(pixels.shape)
-
-    def __getitem__(self, key: tuple[slice, slice]) -> Any:
-        part = self.pixels[key]
-        return DeviceFrame(part) if all(k.start is k.stop is None for k in key) else on_host(part)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(on_host(self.pixels), dtype)
-
-
-def on_host(pixels: Tensor) -> np.ndarray:
-    """Bring pixels to the host; waits for the device."""
-    return pixels.cpu().numpy()
 
 
 class CenterFaceModule(nn.Module):
@@ -80,7 +48,7 @@ class DeviceFaceDetector(CenterFaceDetector):
     pixel.
 
     Args:
-        device: what torch takes; the frames may lie there or on the host.
+        device: what torch takes; frames may be uint8 tensors [H, W, 3] there, or numpy arrays.
         options: as of `CenterFaceDetector`.
     """
 
@@ -110,7 +78,7 @@ class DeviceFaceDetector(CenterFaceDetector):
         return [found[i] for i in range(len(frames))]
 
     def _pixels(self, frame: Any) -> Tensor:
-        return (frame.pixels if isinstance(frame, DeviceFrame) else torch.tensor(frame)).to(self.device)
+        return (frame if isinstance(frame, Tensor) else torch.tensor(frame)).to(self.device)
 
     def _run(self, pictures: Tensor, scale: float) -> list[list[Face]]:
         height, width = pictures.shape[1:3]

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
-import cv2
 import numpy as np
 
 from fastdetect.errors import ShapeError
 from fastdetect.faces.centerface import Face
-from fastdetect.faces.crop import crop_face
+from fastdetect.faces.colours import colours
 
 # How far a face may move between two frames, in face sides (the mean of both boxes' longer sides).
 MOVE_BASE, MOVE_PER_S, MOVE_MAX = 0.75, 0.75, 2.0
@@ -20,9 +20,7 @@ MISSED_FRAMES, AWAY_S = 2, 3.0
 # Mean absolute Lab difference of two pictures (0 = equal). Over 80 clips, 16 frames each: one person 0.1 to 5.0 from
 # frame to frame, persons of different clips over 6.0 in 97 %; frames of one shot 0.1 to 5.3, across cuts over 10.
 LOOK_MAX, CUT = 6.5, 7.5
-LOOK_MARGINS = (1.0, 2.2)  # the face survives a neighbour in front of the shoulders, hair and collar tell more
 LOOKS_KEPT = 3  # the nearest counts: somebody passing in front spoils one or two
-SAMPLES = 64  # pixels a side that a look or picture is averaged from: taking all of them costs five times
 _REFUSED = 1e6
 
 
@@ -66,7 +64,7 @@ def track(
     times_s: Sequence[float],
     frame_size: tuple[int, int],
     *,
-    frames: Sequence[np.ndarray] | None = None,
+    frames: Sequence[Any] | None = None,
 ) -> list[Track]:
     """Joins the faces of successive frames into tracks. [ours]
 
@@ -81,7 +79,8 @@ def track(
         faces_per_frame: the detected faces of every frame.
         times_s: time of every frame in seconds, ascending.
         frame_size: (width, height) of the frames in pixels; bounds how far a predicted place may lie.
-        frames: the frames, RGB uint8 [H, W, 3]; without them there is neither look nor scene cut to go by.
+        frames: the frames, RGB uint8 [H, W, 3], numpy or torch on any device; without them there is neither look nor
+            scene cut to go by.
 
     Returns:
         The tracks, most face area first.
@@ -96,15 +95,13 @@ def track(
         raise ShapeError("times descend; give the frames in the order of time")
     persons: list[_Person] = []
     live: list[_Person] = []
-    last_picture: np.ndarray | None = None
+    seen = None if frames is None else colours(frames, [[f.box for f in faces] for faces in faces_per_frame])
     for position, faces in enumerate(faces_per_frame):
-        looks: list[np.ndarray | None] = [None] * len(faces)
-        if frames is not None:
-            picture = _picture(frames[position])
-            looks = [_look(frames[position], face) for face in faces]
-            if last_picture is not None and _difference(picture, last_picture) > CUT:
+        looks: Sequence[np.ndarray | None] = [None] * len(faces)
+        if seen is not None:
+            looks = seen[position].faces
+            if position and _difference(seen[position].picture, seen[position - 1].picture) > CUT:
                 live = []
-            last_picture = picture
         now = times_s[position]
         live = [
             p for p in live if position - p.frames[-1] <= MISSED_FRAMES + 1 or now - times_s[p.frames[-1]] <= AWAY_S
@@ -176,24 +173,6 @@ def _cost(
 
 def _centre(face: Face) -> np.ndarray:
     return np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2
-
-
-def _colours(rgb: np.ndarray, cells: int) -> np.ndarray:
-    """Mean Lab colour of each cell: float32 [cells, cells, 3], L in [0, 100]."""
-    lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    return cv2.resize(lab, (cells, cells), interpolation=cv2.INTER_AREA)
-
-
-def _picture(frame: np.ndarray) -> np.ndarray:
-    step = max(1, min(frame.shape[:2]) // SAMPLES)
-    thinned = np.ascontiguousarray(frame[::step, ::step])
-    return _colours(cv2.resize(thinned, (32, 32), interpolation=cv2.INTER_AREA), 8)
-
-
-def _look(frame: np.ndarray, face: Face) -> np.ndarray:
-    step = max(1, int(face.side) // SAMPLES)
-    box = [v / step for v in face.box]
-    return np.stack([_colours(crop_face(frame[::step, ::step], box, size=32, margin=m), 4) for m in LOOK_MARGINS])
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -184,7 +184,7 @@ class Extractor:
         done.info, done.reasons = clip.info, clip.reasons
         done.decoder, done.method, done.note = clip.decoder, clip.method, clip.note
         done.frames_sampled, done.frames_decoded = len(clip.frames), clip.frames_decoded
-        pictures = [_host_view(frame.rgb) for frame in clip.frames]
+        pictures = [frame.rgb for frame in clip.frames]
         with _timed(done, "detect"):
             faces = detector.detect(pictures)
         done.detector, done.faces_found = detector.name, sum(map(len, faces))
@@ -220,7 +220,7 @@ class Extractor:
         else:
             from fastdetect.faces.device_crop import crop_faces, face_qualities
 
-            there, boxes = [pictures[at].pixels for at, _ in chosen], [face.box for _, face in chosen]
+            there, boxes = [pictures[at] for at, _ in chosen], [face.box for _, face in chosen]
             done.crops = crop_faces(there, boxes, size=size, margin=margin)
             measures = face_qualities(there, boxes)
         quality = iter(measures)
@@ -242,15 +242,6 @@ class Extractor:
 
 def _trouble(settings: StageSettings, error: RuntimeError) -> str:
     return f"{settings.detect_device} failed, the CPU did it: {str(error).splitlines()[0]}"
-
-
-def _host_view(rgb: Any) -> Any:
-    """A frame as the faces package reads it, also where it stayed on the GPU."""
-    if isinstance(rgb, np.ndarray):
-        return rgb
-    from fastdetect.faces.device import DeviceFrame
-
-    return DeviceFrame(rgb)
 
 
 def file_sha256(path: str) -> str:

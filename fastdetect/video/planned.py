@@ -172,12 +172,10 @@ class PlannedDecoder(BatchDecoder):
         flipped = [axis for axis, turned in ((1, flip_y), (2, flip_x)) if turned]
         if self.keep:
             upright = [frame.contiguous() for frame in stack.flip(flipped)]
-            seen = upright[plan.asked.tolist().index(plan.proof)].cpu().numpy()
         else:
             upright = [np.ascontiguousarray(frame) for frame in np.flip(stack, tuple(flipped))]
-            seen = upright[plan.asked.tolist().index(plan.proof)]
         pictures = dict(zip(plan.asked.tolist(), upright, strict=True))
-        off = _difference(seen, plan.proof_rgb)
+        off = _difference(pictures[plan.proof], plan.proof_rgb)
         if off > _PROOF_LEVELS:
             return _refusal(
                 info, f"{self.title}'s frame {plan.proof} is another picture than PyAV's ({off:.0f} levels off)"
@@ -229,10 +227,17 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     return answer
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def _difference(found: Any, wanted: np.ndarray) -> float:
     """Mean difference of two pictures [H, W, 3] in levels, seen so coarsely that the kind of chroma filter is lost."""
-    cells = (_PROOF_CELLS, _PROOF_CELLS)
-    small = [cv2.resize(np.ascontiguousarray(x), cells, interpolation=cv2.INTER_AREA).astype(int) for x in (a, b)]
+    wanted = np.ascontiguousarray(wanted)
+    if isinstance(found, np.ndarray):
+        cells = (_PROOF_CELLS, _PROOF_CELLS)
+        small = [cv2.resize(x, cells, interpolation=cv2.INTER_AREA).astype(float) for x in (found, wanted)]
+    else:  # a tensor stays where it is
+        import torch
+
+        pool = torch.nn.AdaptiveAvgPool2d(_PROOF_CELLS)
+        small = [pool(x.permute(2, 0, 1).float()).cpu().numpy() for x in (found, torch.from_numpy(wanted))]
     return float(np.abs(small[0] - small[1]).mean())
 
 
