@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from fastdetect.ops import release_memory
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -16,8 +18,9 @@ def _resident(field: str) -> int:
 
 
 def _trim() -> None:
-    """Hand freed heap memory back, so that a call cannot use it unseen."""
+    """Hand freed heap memory back, so that a call cannot use it unseen; what fastdetect's ops keep, too."""
     gc.collect()
+    release_memory()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

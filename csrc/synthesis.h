@@ -57,7 +57,6 @@ struct SynthesisBackwardJob {
   const float* lam;  // [count], as applied
   const void* grad;  // [count, D] of z's dtype, contiguous
   void* out;         // [N, D] of z's dtype, contiguous
-  bool zeroed;       // whether out is zero already (CPU)
 };
 
 struct SumsJob {

@@ -25,23 +25,33 @@ constexpr int64_t kAheadBytes = 4096;  // the arithmetic of a row is too long fo
 
 constexpr int kAheadRows = 4;  // of mined rows, which lie apart
 
+// Two rows together: one's sums are added up while the other's arrive.
 template <class T>
 bool similarity_range(const MineJob& job, int64_t begin, int64_t end, const double* __restrict center) {
   const int64_t n = job.z.width, ahead = kAheadBytes / (n * static_cast<int64_t>(sizeof(T))) + 1;
   bool unit = true;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* __restrict z = row_of<T>(job.z, i);
-    if (i + ahead < end) fetch(row_of<T>(job.z, i + ahead), n);
-    double dot = 0.0;
-    float square = 0.0f;
-#pragma omp simd reduction(+ : dot, square)
-    for (int64_t k = 0; k < n; ++k) {
-      const float x = load(z[k]);
-      dot += static_cast<double>(x) * center[k];
-      square += x * x;
+  for (int64_t i = begin; i < end; i += 2) {
+    const int64_t j = i + 1 < end ? i + 1 : i;
+    const T* __restrict a = row_of<T>(job.z, i);
+    const T* __restrict b = row_of<T>(job.z, j);
+    if (i + ahead + 1 < end) {
+      fetch(row_of<T>(job.z, i + ahead), n);
+      fetch(row_of<T>(job.z, i + ahead + 1), n);
     }
-    job.similarity[i] = static_cast<float>(dot);
-    unit &= square >= 1.0f - kUnitTolerance && square <= 1.0f + kUnitTolerance;  // NaN is neither
+    double dot_a = 0.0, dot_b = 0.0;
+    float square_a = 0.0f, square_b = 0.0f;
+#pragma omp simd reduction(+ : dot_a, dot_b, square_a, square_b)
+    for (int64_t k = 0; k < n; ++k) {
+      const float x = load(a[k]), y = load(b[k]);
+      dot_a += static_cast<double>(x) * center[k];
+      dot_b += static_cast<double>(y) * center[k];
+      square_a += x * x;
+      square_b += y * y;
+    }
+    job.similarity[i] = static_cast<float>(dot_a);
+    job.similarity[j] = static_cast<float>(dot_b);
+    unit &= square_a >= 1.0f - kUnitTolerance && square_a <= 1.0f + kUnitTolerance;  // NaN is neither
+    unit &= square_b >= 1.0f - kUnitTolerance && square_b <= 1.0f + kUnitTolerance;
   }
   return unit;
 }
@@ -111,29 +121,30 @@ inline int64_t first_slot(const int64_t* index, int64_t count, int64_t row) {
   return low;
 }
 
+constexpr int64_t kZeroBytes = 1 << 18;  // cleared at once, so that rows are written where it still is in L2
+
 template <class T>
 void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end, float* __restrict u) {
   const int64_t n = job.z.width;
+  T* const all = static_cast<T*>(job.out);
   int64_t slot = first_slot(job.index, job.count, begin);
-  for (int64_t i = begin; i < end; ++i) {
-    T* __restrict out = static_cast<T*>(job.out) + i * n;
-    const int64_t next = slot < job.count && job.index[slot] >= 0 ? job.index[slot] : end;
-    if (i < next) {  // rows that were not mined
-      const int64_t stop = next < end ? next : end;
-      if (!job.zeroed) memset(out, 0, (stop - i) * n * sizeof(T));
-      i = stop - 1;
-      continue;
-    }
-    const T* __restrict grad = static_cast<const T*>(job.grad) + slot * n;
-    const int64_t coming = slot + kAheadRows < job.count ? job.index[slot + kAheadRows] : -1;
-    if (coming >= 0 && coming < end) fetch(row_of<T>(job.z, coming), n);
-    const float lam = job.lam[slot++];
-    const float square = extrapolate(row_of<T>(job.z, i), job.center, lam, n, u);
-    float dot = 0.0f;
+  const int64_t step = kZeroBytes / (n * static_cast<int64_t>(sizeof(T))) + 1;
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t last = first + step < end ? first + step : end;
+    memset(all + first * n, 0, (last - first) * n * sizeof(T));
+    for (; slot < job.count && job.index[slot] >= 0 && job.index[slot] < last; ++slot) {
+      const int64_t row = job.index[slot], coming = slot + kAheadRows < job.count ? job.index[slot + kAheadRows] : -1;
+      if (coming >= 0 && coming < end) fetch(row_of<T>(job.z, coming), n);
+      const T* __restrict grad = static_cast<const T*>(job.grad) + slot * n;
+      T* __restrict out = all + row * n;
+      const float lam = job.lam[slot];
+      const float square = extrapolate(row_of<T>(job.z, row), job.center, lam, n, u);
+      float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
-    for (int64_t k = 0; k < n; ++k) dot += u[k] * load(grad[k]);
-    const float scale = (1.0f + lam) / __builtin_sqrtf(square), along = dot / square;
-    for (int64_t k = 0; k < n; ++k) store(out + k, scale * (load(grad[k]) - along * u[k]));
+      for (int64_t k = 0; k < n; ++k) dot += u[k] * load(grad[k]);
+      const float scale = (1.0f + lam) / __builtin_sqrtf(square), along = dot / square;
+      for (int64_t k = 0; k < n; ++k) store(out + k, scale * (load(grad[k]) - along * u[k]));
+    }
   }
 }
 

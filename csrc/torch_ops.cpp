@@ -43,8 +43,9 @@ std::tuple<Tensor, Tensor> masked_patch_loss(const Tensor& pred, const Tensor& i
                                              int64_t patch_size, bool norm_pix, bool mean, bool need_grad) {
   const int64_t count = weight.numel();
   Tensor loss = torch::stable::new_empty(weight, {weight.size(0), weight.size(1)});
-  Tensor grad = torch::stable::new_empty(pred, need_grad ? std::vector<int64_t>{pred.size(0), pred.size(1), pred.size(2)}
-                                                         : std::vector<int64_t>{0});
+  Tensor grad = need_grad
+                    ? fastdetect::large_empty(pred, {pred.size(0), pred.size(1), pred.size(2)}, pred.scalar_type())
+                    : torch::stable::new_empty(pred, {0});
   fastdetect::LossJob job{};
   job.grid = grid_of(images, patch_size);
   job.image = image_of(images);
@@ -55,7 +56,7 @@ std::tuple<Tensor, Tensor> masked_patch_loss(const Tensor& pred, const Tensor& i
   job.weight = weight.const_data_ptr<float>();
   job.norm_pix = norm_pix;
   job.loss = loss.mutable_data_ptr<float>();
-  job.grad = need_grad ? fastdetect::huge_pages(grad) : nullptr;
+  job.grad = need_grad ? grad.mutable_data_ptr() : nullptr;
   job.grad_scale = 1.0f;
   if (mean) {
     double total = 0.0;
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor> patch_residual(const Tensor& pred, const Tensor& imag
   job.grid = grid_of(images, patch_size);
   job.image = image_of(images);
   const ScalarType dtype = images.scalar_type() == ScalarType::Byte ? ScalarType::Float : images.scalar_type();
-  Tensor residual = torch::stable::new_empty(
+  Tensor residual = fastdetect::large_empty(
       images, {images.size(0), images.size(1), images.size(2), images.size(3)}, dtype);
   Tensor scores = torch::stable::new_empty(images, {images.size(0), job.grid.patches}, ScalarType::Float);
   job.pred = pred.const_data_ptr();
@@ -87,7 +88,7 @@ std::tuple<Tensor, Tensor> patch_residual(const Tensor& pred, const Tensor& imag
   job.assignment = assignment.const_data_ptr<bool>();
   job.gain = static_cast<float>(gain);
   job.clamp = static_cast<float>(clamp);
-  job.residual = fastdetect::huge_pages(residual);
+  job.residual = residual.mutable_data_ptr();
   job.scores = scores.mutable_data_ptr<float>();
   const CpuLevel level = fastdetect::best_cpu_level();
   torch::stable::parallel_for(0, images.size(0) * job.grid.patches, kGrain, [&](int64_t begin, int64_t end) {
@@ -120,6 +121,11 @@ STABLE_TORCH_LIBRARY(fastdetect_cpu, m) {
       "patch_residual(Tensor pred, Tensor images, Tensor assignment, int patch_size, float gain, float clamp) -> "
       "(Tensor, Tensor)");
   m.def("scale_rows(Tensor(a!) data, Tensor factor) -> ()");
+  m.def("release_pages() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdetect_cpu, CompositeExplicitAutograd, m) {
+  m.impl("release_pages", TORCH_BOX(&fastdetect::release_pages));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdetect_cpu, CPU, m) {

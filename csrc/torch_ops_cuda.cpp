@@ -51,7 +51,7 @@ Tensor synthesize_backward(const Tensor& grad, const Tensor& z, const Tensor& ce
                            const Tensor& lam) {
   const Place place(z);
   fastdetect::SynthesisGradient made(grad, z, center, index, lam,
-                                     torch::stable::new_empty(z, {z.size(0), z.size(1)}), false);
+                                     torch::stable::new_empty(z, {z.size(0), z.size(1)}));
   check("synthesize_backward", fastdetect::cuda::synthesize_backward(made.job, place.stream));
   return made.out;
 }

@@ -34,7 +34,6 @@ std::tuple<Tensor, Tensor> synthesize(const Tensor& z, const Tensor& center, con
                                       const Tensor& similarity, const Tensor& state, const Tensor& lam,
                                       double lam_max, int64_t seed, const Tensor& seed_at, bool guard) {
   fastdetect::Synthesis made(z, center, index, similarity, state, lam, lam_max, seed, seed_at, guard);
-  fastdetect::huge_pages(made.out);
   const CpuLevel level = fastdetect::best_cpu_level();
   torch::stable::parallel_for(0, made.job.count, grain(z.size(1)), [&](int64_t begin, int64_t end) {
     fastdetect::synthesize(made.job, begin, end, level);
@@ -44,8 +43,8 @@ std::tuple<Tensor, Tensor> synthesize(const Tensor& z, const Tensor& center, con
 
 Tensor synthesize_backward(const Tensor& grad, const Tensor& z, const Tensor& center, const Tensor& index,
                            const Tensor& lam) {
-  const fastdetect::Output out = fastdetect::mostly_zero(z);
-  fastdetect::SynthesisGradient made(grad, z, center, index, lam, out.tensor, out.zero);
+  fastdetect::SynthesisGradient made(grad, z, center, index, lam,
+                                     fastdetect::large_empty(z, {z.size(0), z.size(1)}, z.scalar_type()));
   const CpuLevel level = fastdetect::best_cpu_level();
   torch::stable::parallel_for(0, z.size(0), grain(z.size(1)), [&](int64_t begin, int64_t end) {
     fastdetect::synthesize_backward(made.job, begin, end, level);

@@ -1,76 +1,101 @@
-// Memory of large fresh outputs of the CPU ops.
+// Memory of large outputs of the CPU ops.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <string.h>
+#include <utility>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
+
+#include <atomic>
 #endif
 
 namespace fastdetect {
 
-// A fresh 38 MB output costs 9400 page faults of 4 KB, more time than the arithmetic; with 2 MB pages half of that.
-inline void* huge_pages(const torch::stable::Tensor& tensor) {
-  char* data = static_cast<char*>(tensor.mutable_data_ptr());
 #ifdef __linux__
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + tensor.numel() * tensor.element_size()) & ~(kPage - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may be refused
-#endif
-  return data;
-}
 
-// Zeros the tensor if that is cheaper than writing its zeros: pages that are given back to the kernel come back zero at
-// the first touch, which a fresh output pays for in any case. False: nothing was done.
-inline bool zero_pages(const torch::stable::Tensor& tensor) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t last = first + tensor.numel() * tensor.element_size();
-  const uintptr_t begin = (first + kPage - 1) & ~(kPage - 1), end = last & ~(kPage - 1);
-  if (end < begin + 4 * kPage || madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED) != 0)
-    return false;
-  memset(reinterpret_cast<void*>(first), 0, begin - first);
-  memset(reinterpret_cast<void*>(end), 0, last - end);
-  return true;
-#else
-  return false;
-#endif
-}
-
-struct Output {
-  torch::stable::Tensor tensor;
-  bool zero;  // it holds zeros already
+struct Mapping {
+  void* data;
+  size_t bytes;
 };
 
-// An output like `like` of which few rows will be written. From 32 MB on, where malloc would map and unmap it anyhow, the
-// mapping is our own: aligned to its 2 MB pages, since 4 KB ones at the ends of another cost 1 ms.
-inline Output mostly_zero(const torch::stable::Tensor& like) {
-  const int64_t rows = like.size(0), width = like.size(1);
+constexpr size_t kPage = 2 << 20, kMapped = 32 << 20;
+constexpr int kKept = 2;
+inline std::atomic<Mapping*> kept_mappings[kKept];
+
+inline size_t release(Mapping* mapping) {
+  if (!mapping) return 0;
+  const size_t bytes = mapping->bytes;
+  munmap(mapping->data, bytes);
+  delete mapping;
+  return bytes;
+}
+
+inline Mapping* map_pages(size_t bytes) {
+  void* const whole = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (whole == MAP_FAILED) return nullptr;
+  const size_t before = -reinterpret_cast<uintptr_t>(whole) & (kPage - 1);  // aligned: 4 KB pages at its ends cost 1 ms
+  char* const data = static_cast<char*>(whole) + before;
+  if (before) munmap(whole, before);
+  if (before < kPage) munmap(data + bytes, kPage - before);
+  madvise(data, bytes, MADV_HUGEPAGE);
+  return new Mapping{data, bytes};
+}
+
+// One that was kept, or a fresh one; nullptr: refused.
+inline Mapping* take_pages(size_t bytes) {
+  for (auto& place : kept_mappings) {
+    Mapping* const found = place.exchange(nullptr);
+    if (found && found->bytes == bytes) return found;
+    if (found) release(place.exchange(found));  // put back; another thread may have filled the place
+  }
+  return map_pages(bytes);
+}
+
+// Keeps the last ones that were freed for the next step, which wants the same sizes: pages of a fresh mapping are cleared
+// by the kernel first, which takes longer than the arithmetic. MADV_FREE lets it have them where memory gets short.
+inline void give_pages(Mapping* mapping) {
+  if (madvise(mapping->data, mapping->bytes, MADV_FREE) != 0) {
+    release(mapping);
+    return;
+  }
+  for (auto& place : kept_mappings) {
+    mapping = place.exchange(mapping);
+    if (!mapping) return;
+  }
+  release(mapping);
+}
+
+#endif
+
+// Unmaps what is kept; returns its bytes.
+inline int64_t release_pages() {
+  int64_t bytes = 0;
 #ifdef __linux__
-  constexpr size_t kPage = 2 << 20, kMapped = 32 << 20;
-  const size_t bytes = (rows * width * like.element_size() + kPage - 1) & ~(kPage - 1);
-  void* const whole = bytes < kMapped ? MAP_FAILED
-                                      : mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (whole != MAP_FAILED) {
-    const size_t before = -reinterpret_cast<uintptr_t>(whole) & (kPage - 1);
-    char* const data = static_cast<char*>(whole) + before;
-    if (before) munmap(whole, before);
-    munmap(data + bytes, kPage - before);
-    madvise(data, bytes, MADV_HUGEPAGE);
-    return {torch::stable::from_blob(data, {rows, width}, {width, 1}, like.device(), like.scalar_type(),
-                                     [bytes](void* mapped) { munmap(mapped, bytes); }),
-            true};
+  for (auto& place : kept_mappings) bytes += release(place.exchange(nullptr));
+#endif
+  return bytes;
+}
+
+// A float32, bfloat16 or float16 output of the CPU, contiguous, not initialised. From 32 MB on, where malloc maps and unmaps memory for every
+// allocation, the mapping is our own.
+inline torch::stable::Tensor large_empty(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
+                                         torch::headeronly::ScalarType dtype) {
+#ifdef __linux__
+  int64_t count = 1;
+  std::vector<int64_t> strides(sizes.size());
+  for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
+  const size_t bytes = count * (dtype == torch::headeronly::ScalarType::Float ? 4 : 2);
+  if (bytes >= kMapped) {
+    if (Mapping* const mapping = take_pages((bytes + kPage - 1) & ~(kPage - 1)))
+      return torch::stable::from_blob(mapping->data, sizes, strides, like.device(), dtype,
+                                      [mapping](void*) { give_pages(mapping); });
   }
 #endif
-  torch::stable::Tensor tensor = torch::stable::new_empty(like, {rows, width});
-  huge_pages(tensor);
-  return {tensor, zero_pages(tensor)};
+  return torch::stable::new_empty(like, sizes, dtype);
 }
 
 }  // namespace fastdetect

@@ -65,7 +65,7 @@ struct SynthesisGradient {
   SynthesisBackwardJob job;
 
   SynthesisGradient(const Tensor& grad, const Tensor& z, const Tensor& center, const Tensor& index,
-                    const Tensor& lam, const Tensor& out_, bool zeroed)  // [N, D]
+                    const Tensor& lam, const Tensor& out_)  // [N, D]
       : out(out_),
         job{rows_of(z),
             center.const_data_ptr<float>(),
@@ -73,8 +73,7 @@ struct SynthesisGradient {
             index.size(0),
             lam.const_data_ptr<float>(),
             grad.const_data_ptr(),
-            out.mutable_data_ptr(),
-            zeroed} {}
+            out.mutable_data_ptr()} {}
 };
 
 struct Sums {
