@@ -240,12 +240,20 @@ void mine(const MineJob& job, uint32_t* __restrict keys) {
     }
   }
   const int64_t mined = state.mined;
-  int64_t ties = mined - below, found = 0;  // equal keys: the lower rows
-  for (int64_t i = 0; found < mined; ++i) {
-    const bool tie = keys[i] == last;
-    index[found] = i;
-    found += (keys[i] < last) | (tie & (ties > 0));
-    ties -= tie;
+  int64_t ties = mined - below, found = 0;
+  const uint32_t limit = last + (ties > 0);
+  if (count_below(keys, n, limit) == mined) {
+    for (int64_t i = 0; found < mined; ++i) {
+      index[found] = i;
+      found += keys[i] < limit;
+    }
+  } else {  // of equal keys the lower rows
+    for (int64_t i = 0; found < mined; ++i) {
+      const bool tie = keys[i] == last;
+      index[found] = i;
+      found += (keys[i] < last) | (tie & (ties > 0));
+      ties -= tie;
+    }
   }
   for (; found < job.capacity; ++found) index[found] = -1;
 }
