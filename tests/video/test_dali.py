@@ -208,10 +208,11 @@ def test_a_batch_that_fails_is_tried_again_file_by_file(clips, monkeypatch):
     assert [read_number(f.rgb) for f in got[2].frames] == [5, 15, 25]
 
 
-def test_another_clips_frames_are_found_out(clips, tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [False, True])
+def test_another_clips_frames_are_found_out(tmp_path, keep):
     red = coloured(tmp_path / "red.webm", flat((180, 60, 60)), "libvpx-vp9")
     blue = coloured(tmp_path / "blue.webm", flat((60, 60, 180)), "libvpx-vp9")
-    decoder = DaliDecoder()
+    decoder = DaliDecoder(keep=keep)
     plans = [plan_clip(probe(path), POLICY("all"), None, DEFAULT_LIMITS) for path in (red, blue)]
     plans[0].info, plans[1].info = plans[1].info, plans[0].info  # what the fault would do: each gets the other's bytes
     for clip in decoder._decode(plans):
