@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -55,8 +54,8 @@ inline Mapping* take_pages(size_t bytes) {
   return map_pages(bytes);
 }
 
-// Keeps the last ones that were freed for the next step, which wants the same sizes: pages of a fresh mapping are cleared
-// by the kernel first, which takes longer than the arithmetic. MADV_FREE lets it have them where memory gets short.
+// Keeps the last ones that were freed for the next step, which wants the same sizes: the kernel would clear the pages of a
+// fresh mapping first. MADV_FREE lets it have them where memory gets short.
 inline void give_pages(Mapping* mapping) {
   if (madvise(mapping->data, mapping->bytes, MADV_FREE) != 0) {
     release(mapping);
@@ -80,8 +79,8 @@ inline int64_t release_pages() {
   return bytes;
 }
 
-// A float32, bfloat16 or float16 output of the CPU, contiguous, not initialised. From 32 MB on, where malloc maps and unmaps memory for every
-// allocation, the mapping is our own.
+// A float32, bfloat16 or float16 output of the CPU, contiguous, not initialised. From 32 MB on, where malloc maps and
+// unmaps memory for every allocation, the mapping is our own.
 inline torch::stable::Tensor large_empty(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
                                          torch::headeronly::ScalarType dtype) {
 #ifdef __linux__
