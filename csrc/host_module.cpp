@@ -118,6 +118,7 @@ std::tuple<double, py::array> masked_patch_loss(const py::array& pred_in, const 
   job.pred_dtype = dtype_of("pred", pred, false);
   job.pred_stride_b = stride(pred, 0);
   job.pred_stride_l = stride(pred, 1);
+  job.count = count;
   job.weight = mask.data();
   job.norm_pix = norm_pix;
   job.loss = loss.data();

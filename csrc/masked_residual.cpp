@@ -7,7 +7,7 @@
 namespace fastdetect {
 
 void masked_patch_loss(const LossJob& job, int64_t begin, int64_t end, CpuLevel level) {
-  std::vector<float> scratch(job.grid.length);
+  std::vector<float> scratch(2 * job.grid.length);
   FASTDETECT_DISPATCH(level, masked_patch_loss(job, begin, end, scratch.data()));
 }
 

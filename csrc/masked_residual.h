@@ -26,6 +26,7 @@ struct LossJob {
   const void* pred;  // [B, L, K], last stride 1
   Dtype pred_dtype;
   int64_t pred_stride_b, pred_stride_l;
+  int64_t count;        // B * L
   const float* weight;  // [B * L]; a patch of weight 0 is not read
   bool norm_pix;
   float grad_scale;  // d loss / d (weight * e): 1 / sum(weight) for the mean

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "scalars.h"
+#include "streaming.h"
 
 namespace fastdetect::FASTDETECT_LEVEL {
 namespace {
@@ -74,6 +75,9 @@ void loss_range(const LossJob& job, int64_t begin, int64_t end, float* scratch) 
   const Grid& grid = job.grid;
   const int64_t n = grid.length;
   const float inverse = 1.0f / static_cast<float>(n);
+  const int64_t size = n * static_cast<int64_t>(sizeof(Pred));
+  const bool streamed = job.grad && job.count * size >= kStreamed;
+  Pred* const staged = reinterpret_cast<Pred*>(scratch + n);
   for (int64_t i = begin; i < end; ++i) {
     const Patch at = patch_at(grid, i);
     const float weight = job.weight[i];
@@ -81,7 +85,8 @@ void loss_range(const LossJob& job, int64_t begin, int64_t end, float* scratch) 
     if (weight == 0.0f) {
       job.loss[i] = 0.0f;
       const float zero = 0.0f * job.grad_scale;  // NaN where no patch at all was removed: 0 / 0, as the loss
-      if (grad && zero == 0.0f) memset(grad, 0, n * sizeof(Pred));
+      if (grad && zero == 0.0f && streamed) stream_zeros(grad, size);
+      if (grad && zero == 0.0f && !streamed) memset(grad, 0, size);
       if (grad && zero != 0.0f)
         for (int64_t k = 0; k < n; ++k) store(grad + k, zero);
       continue;
@@ -95,12 +100,14 @@ void loss_range(const LossJob& job, int64_t begin, int64_t end, float* scratch) 
     float squares = 0.0f;
     if (grad) {
       const float scale = 2.0f * inverse * weight * job.grad_scale;
+      Pred* __restrict made = streamed ? staged : grad;
 #pragma omp simd reduction(+ : squares)
       for (int64_t k = 0; k < n; ++k) {
         const float d = load(pred[k]) - target[k];
         squares += d * d;
-        store(grad + k, d * scale);
+        store(made + k, d * scale);
       }
+      if (streamed) stream_copy(grad, staged, size);
     } else {
 #pragma omp simd reduction(+ : squares)
       for (int64_t k = 0; k < n; ++k) {
@@ -110,6 +117,7 @@ void loss_range(const LossJob& job, int64_t begin, int64_t end, float* scratch) 
     }
     job.loss[i] = weight * (squares * inverse);
   }
+  if (streamed) end_stream();
 }
 
 // values[K], channel last, into the patch's place in the contiguous image.

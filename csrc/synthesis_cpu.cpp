@@ -18,7 +18,7 @@ void synthesize(const SynthesisJob& job, int64_t begin, int64_t end, CpuLevel le
 }
 
 void synthesize_backward(const SynthesisBackwardJob& job, int64_t begin, int64_t end, CpuLevel level) {
-  std::vector<float> scratch(job.z.width);
+  std::vector<float> scratch(2 * job.z.width);
   FASTDETECT_DISPATCH(level, synthesize_backward(job, begin, end, scratch.data()));
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "scalars.h"
+#include "streaming.h"
 #include "synthesis_math.h"
 
 namespace fastdetect::FASTDETECT_LEVEL {
@@ -121,31 +122,41 @@ inline int64_t first_slot(const int64_t* index, int64_t count, int64_t row) {
   return low;
 }
 
-constexpr int64_t kZeroBytes = 1 << 18;  // cleared at once, so that rows are written where it still is in L2
-
+// Each row is written once: zeros up to the next mined row, then that row, streamed where the gradient is larger than the caches.
 template <class T>
-void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end, float* __restrict u) {
-  const int64_t n = job.z.width;
+void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end, float* u) {
+  const int64_t n = job.z.width, size = n * static_cast<int64_t>(sizeof(T));
+  const bool streamed = job.z.count * size >= kStreamed;
   T* const all = static_cast<T*>(job.out);
-  int64_t slot = first_slot(job.index, job.count, begin);
-  const int64_t step = kZeroBytes / (n * static_cast<int64_t>(sizeof(T))) + 1;
-  for (int64_t first = begin; first < end; first += step) {
-    const int64_t last = first + step < end ? first + step : end;
-    memset(all + first * n, 0, (last - first) * n * sizeof(T));
-    for (; slot < job.count && job.index[slot] >= 0 && job.index[slot] < last; ++slot) {
-      const int64_t row = job.index[slot], coming = slot + kAheadRows < job.count ? job.index[slot + kAheadRows] : -1;
-      if (coming >= 0 && coming < end) fetch(row_of<T>(job.z, coming), n);
-      const T* __restrict grad = static_cast<const T*>(job.grad) + slot * n;
-      T* __restrict out = all + row * n;
-      const float lam = job.lam[slot];
-      const float square = extrapolate(row_of<T>(job.z, row), job.center, lam, n, u);
-      float dot = 0.0f;
+  T* const staged = reinterpret_cast<T*>(u + n);
+  const auto clear = [&](int64_t first, int64_t last) {
+    if (streamed)
+      stream_zeros(all + first * n, (last - first) * size);
+    else
+      memset(all + first * n, 0, (last - first) * size);
+  };
+  int64_t done = begin;
+  for (int64_t slot = first_slot(job.index, job.count, begin); slot < job.count; ++slot) {
+    const int64_t row = job.index[slot];
+    if (row < 0 || row >= end) break;
+    const int64_t coming = slot + kAheadRows < job.count ? job.index[slot + kAheadRows] : -1;
+    if (coming >= 0 && coming < end) fetch(row_of<T>(job.z, coming), n);
+    clear(done, row);
+    done = row + 1;
+    const T* __restrict grad = static_cast<const T*>(job.grad) + slot * n;
+    T* const out = all + row * n;
+    const float lam = job.lam[slot];
+    const float square = extrapolate(row_of<T>(job.z, row), job.center, lam, n, u);
+    float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
-      for (int64_t k = 0; k < n; ++k) dot += u[k] * load(grad[k]);
-      const float scale = (1.0f + lam) / __builtin_sqrtf(square), along = dot / square;
-      for (int64_t k = 0; k < n; ++k) store(out + k, scale * (load(grad[k]) - along * u[k]));
-    }
+    for (int64_t k = 0; k < n; ++k) dot += u[k] * load(grad[k]);
+    const float scale = (1.0f + lam) / __builtin_sqrtf(square), along = dot / square;
+    T* __restrict made = streamed ? staged : out;
+    for (int64_t k = 0; k < n; ++k) store(made + k, scale * (load(grad[k]) - along * u[k]));
+    if (streamed) stream_copy(out, staged, size);
   }
+  clear(done, end);
+  if (streamed) end_stream();
 }
 
 constexpr int kAhead = 8, kTogether = 4;  // rows of reals

@@ -53,6 +53,7 @@ std::tuple<Tensor, Tensor> masked_patch_loss(const Tensor& pred, const Tensor& i
   job.pred_dtype = dtype_of(pred);
   job.pred_stride_b = pred.stride(0);
   job.pred_stride_l = pred.stride(1);
+  job.count = count;
   job.weight = weight.const_data_ptr<float>();
   job.norm_pix = norm_pix;
   job.loss = loss.mutable_data_ptr<float>();
