@@ -68,12 +68,10 @@ def load_engine(
         if not engine and (built := _fast_on_cpu(model, options)):
             return built
         engine = engine or "torch"
-    if engine in _TORCH:
-        return _torch(model, replace(options, engine=engine))
-    build = {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(engine, _tensorrt)
+    build = _torch if engine in _TORCH else {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(engine, _tensorrt)
     built = build(model, replace(options, engine=engine))
-    if built.device != "cpu":
-        built.warm_up()
+    if built.device != "cpu" or engine == "torch-compile":
+        built.warm_up()  # here, and not in the first file's time; what cannot run says so before the run
     return built
 
 

@@ -107,7 +107,7 @@ def check(device: str, precision: str) -> tuple[str, dict[str, str]]:
             f"this ONNX Runtime {ort.__version__} has no CUDA provider (has: {', '.join(have)}): "
             "pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
-    return "CUDAExecutionProvider", {"device_id": number or "0"}
+    return "CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0"}
 
 
 def _first(error: Exception) -> str:

@@ -96,10 +96,11 @@ def cached_plan(
 ) -> Plan:
     """The engine for this GPU from the cache, or, also where `check` raises EngineError, built and kept."""
     key = plan_key(graph, runtime, profile, None, device)
-    data = cached(
-        "plan", key, lambda: build_plan(graph, runtime, profile, device=device, say=say).plan, say, check=check
-    )
-    return Plan(data, key)
+
+    def build() -> bytes:
+        return build_plan(graph, runtime, profile, device=device, say=say).plan
+
+    return Plan(cached("plan", key | {"fp32": "without TF32"}, build, say, check=check), key)
 
 
 def build_plan(
@@ -126,6 +127,7 @@ def build_plan(
     network, _parser = parse(trt, builder, graph, logger)  # the parser owns the weights
     config = builder.create_builder_config()
     config.progress_monitor = _monitor(trt, say)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is what was asked for
     shapes = builder.create_optimization_profile()
     for name, (_, *dims) in graph.info.inputs.items():
         sizes: Any = [[_size(dim, i, profile) for dim in dims] for i in range(3)]

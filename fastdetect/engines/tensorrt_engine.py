@@ -107,7 +107,8 @@ class TensorRtEngine(FixedBatchEngine):
             raise EngineError("this engine is closed; load it again")
         there = not isinstance(batch, np.ndarray) and batch.is_cuda
         source = torch.as_tensor(batch) if there else self._staging.copy_(torch.as_tensor(batch))
-        self._stream.wait_stream(torch.cuda.current_stream())  # which made a batch that is on the GPU
+        if there:
+            self._stream.wait_stream(torch.cuda.current_stream(source.device))  # which made the batch
         with torch.cuda.stream(self._stream):
             self._input.copy_(source, non_blocking=True)
             done = self._context.execute_async_v3(self._stream.cuda_stream)

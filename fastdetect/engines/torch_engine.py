@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastdetect.engines.graph import SCORERS, Scoring
 from fastdetect.engines.machine import cpu_has_bf16
 from fastdetect.engines.rounding import balanced_bf16
 from fastdetect.engines.scorer import FaceScorer, VerdictScorer
-from fastdetect.errors import UsageError
+from fastdetect.errors import EngineError, UsageError
 from fastdetect.models.detector import TwoBranchDetector
 
 Scorer = Callable[[Tensor], tuple[Tensor, ...]]
@@ -33,11 +34,14 @@ class TorchEngine(FixedBatchEngine):
         device: `auto` (CUDA if there is one), or what torch takes.
         precision: `bf16`, `fp16` convert the masked image model and the backbones, never the heads or the residual;
             `auto` is bf16 on GPUs and CPUs that multiply it (Ampere on; AMX, AVX-512 BF16), fp16 on older GPUs, fp32
-            elsewhere.
+            elsewhere. `fp32` is that: no TF32 on a GPU.
         batch_size: crops of one pass; default 16 on a CPU and 64 on CUDA.
         mode: `compile` takes torch.compile (a minute at the first run); `cuda-graph` records the kernels of one
             batch and replays them, CUDA only.
         part: `detector`, or the `verdict` alone of a model whose residual branch has no say in it.
+    Raises:
+        UsageError: an option cannot be used.
+        EngineError: the device has no memory for the model, or its run cannot be recorded.
     """
 
     def __init__(
@@ -64,9 +68,12 @@ class TorchEngine(FixedBatchEngine):
         if mode == "cuda-graph" and where.type != "cuda":
             raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
-        prepare(loaded, where, precision)
-        self.info = loaded.info
         self.name = f"torch-{torch.__version__.split('+')[0]}" + ("" if mode == "eager" else f"-{mode}")
+        try:
+            prepare(loaded, where, precision)
+        except RuntimeError as error:
+            raise EngineError(f"{self.name} cannot load the model on {where}: {_first(error)}") from error
+        self.info = loaded.info
         self.device = str(where)
         self.precision = precision
         self.batch_size = batch_size or (64 if where.type == "cuda" else 16)
@@ -76,20 +83,43 @@ class TorchEngine(FixedBatchEngine):
         def scorer(*, plain: bool) -> nn.Module:
             return (FaceScorer(loaded, plain=plain) if part == "detector" else VerdictScorer(loaded)).eval()
 
+        self._run: Scorer | None
         if mode == "compile":
-            self._run: Scorer = torch.compile(scorer(plain=True), dynamic=False, fullgraph=True)
+            self._run = torch.compile(scorer(plain=True), dynamic=False, fullgraph=True)
         elif mode == "cuda-graph":
-            self._run = _recorded(scorer(plain=False), self.batch_size, self.image_size)
+            try:
+                with torch.cuda.device(where):
+                    self._run = _recorded(scorer(plain=False), self.batch_size, self.image_size)
+            except RuntimeError as error:
+                raise EngineError(f"{self.name} cannot record its run on {where}: {_first(error)}") from error
         else:
             self._run = _eager(loaded) if part == "detector" else scorer(plain=True)
 
     def close(self) -> None:
         """Free the model."""
-        del self._run
+        self._run = None
 
     @torch.inference_mode()
     def _scores(self, batch: Crops) -> list[np.ndarray]:
-        return [scores.float().cpu().numpy() for scores in self._run(torch.as_tensor(batch, device=self.device))]
+        if self._run is None:
+            raise EngineError("this engine is closed; load it again")
+        try:
+            with _no_tf32():
+                found = self._run(torch.as_tensor(batch, device=self.device))
+            return [scores.float().cpu().numpy() for scores in found]
+        except Exception as error:  # of CUDA, or of a compiler: no type is common to them
+            raise EngineError(f"{self.name} failed on {self.device}, batch {len(batch)}: {_first(error)}") from error
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """cuDNN rounds what it convolves in float32 to 10 bits otherwise; torch's own products do not."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def _first(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _eager(model: TwoBranchDetector) -> Scorer:
@@ -101,7 +131,7 @@ def _eager(model: TwoBranchDetector) -> Scorer:
 
 
 def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
-    """The scorer as one CUDA graph over fixed buffers."""
+    """The scorer as one CUDA graph over fixed buffers; its device is the current one."""
     crops = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=next(scorer.parameters()).device)
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(crops.device)
     with torch.inference_mode():
@@ -110,7 +140,7 @@ def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
             for _ in range(3):
                 scorer(crops)
         torch.cuda.current_stream(crops.device).wait_stream(side)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph), _no_tf32():
             scores = scorer(crops)
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:

@@ -2,13 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from fastdetect.engines.base import Crops, Engine
+from fastdetect.engines.base import Crops, Engine, on_host
+from fastdetect.errors import EngineError
 
 Owner = TypeVar("Owner")
 
@@ -17,13 +18,16 @@ Owner = TypeVar("Owner")
 class Scored(Generic[Owner]):
     """The model's answer for one file: margins [N,3] float32 (fused, image, residual), patches [N,gh,gw].
 
-    What was not inpainted has NaN for its residual margin.
+    What was not inpainted has NaN for its residual margin. `error` says why the engine that was meant to gave none;
+    the scores are `engine`'s, or where that is None there are none.
     """
 
     owner: Owner
     margins: np.ndarray
     patch_scores: np.ndarray
     seconds: float  # of model time, shared by the faces of a batch
+    engine: Engine | None
+    error: EngineError | None = None
 
 
 @dataclass
@@ -34,19 +38,28 @@ class _Waiting(Generic[Owner]):
     margins: list[np.ndarray] = field(default_factory=list)
     patches: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
+    engine: Engine | None = None
+    error: EngineError | None = None
+
+    def done(self) -> Scored[Owner]:
+        none = np.zeros((0, 3), np.float32), np.zeros((0, 0, 0), np.float32)
+        margins, patches = (np.concatenate(self.margins), np.concatenate(self.patches)) if self.engine else none
+        return Scored(self.owner, margins, patches, self.seconds, self.engine, self.error)
 
 
 class FaceBatcher(Generic[Owner]):
     """A queue of faces in front of an engine; files come out in the order in which they went in.
 
-    A file's scores do not depend on the files beside it: the engine computes every face of a batch by itself.
+    A file's scores do not depend on the files beside it: the engine computes every face of a batch by itself. Where it
+    fails on a batch, each file is tried alone, and one that fails again goes to the spare engine.
 
     Args:
         engine: what scores the faces, `engine.batch_size` at a time.
+        spare: gives the engine for what that one fails on; None: there is none.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.batch = engine, engine.batch_size
+    def __init__(self, engine: Engine, spare: Callable[[], Engine | None] = lambda: None) -> None:
+        self.engine, self.spare, self.batch = engine, spare, engine.batch_size
         self._queue: deque[_Waiting[Owner]] = deque()
         self.waiting = 0  # faces not yet scored
 
@@ -60,9 +73,7 @@ class FaceBatcher(Generic[Owner]):
         while self.waiting >= self.batch or (flush and self.waiting):
             self._run_batch()
             while self._queue and self._queue[0].sent == len(self._queue[0].crops):
-                done = self._queue.popleft()
-                margins, patches = np.concatenate(done.margins), np.concatenate(done.patches)
-                yield Scored(done.owner, margins, patches, done.seconds)
+                yield self._queue.popleft().done()
 
     def _run_batch(self) -> None:
         parts: list[tuple[_Waiting[Owner], int]] = []
@@ -74,18 +85,55 @@ class FaceBatcher(Generic[Owner]):
                 room -= count
             if not room:
                 break
-        start = time.perf_counter()
-        out = self.engine.run(_joined([entry.crops[entry.sent : entry.sent + n] for entry, n in parts]))
-        share = (time.perf_counter() - start) / (self.batch - room)
+        try:
+            self._score(self.engine, parts)
+        except EngineError as error:
+            if len(parts) == 1:
+                self._give_up(parts[0][0], error)
+                return
+            for part in parts:  # one file's trouble is not another's
+                try:
+                    self._score(self.engine, [part])
+                except EngineError as again:
+                    self._give_up(part[0], again)
+
+    def _score(self, engine: Engine, parts: list[tuple[_Waiting[Owner], int]]) -> None:
+        start, total = time.perf_counter(), sum(count for _, count in parts)
+        try:
+            out = engine.run(_joined([entry.crops[entry.sent : entry.sent + n] for entry, n in parts]))
+        except RuntimeError as error:  # of torch, which may have no memory for the batch itself
+            raise EngineError(f"{engine.name} got no batch of {total} faces: {_first(error)}") from error
+        share = (time.perf_counter() - start) / total
         margins = np.stack([x[:, 1] - x[:, 0] for x in (out.logits, out.image_logits, out.residual_logits)], axis=1)
         first = 0
         for entry, count in parts:
+            entry.engine = engine
             entry.margins.append(margins[first : first + count])
             entry.patches.append(out.patch_scores[first : first + count])
             entry.sent += count
             entry.seconds += share * count
             first += count
-        self.waiting -= first
+        self.waiting -= total
+
+    def _give_up(self, entry: _Waiting[Owner], error: EngineError) -> None:
+        """Score a whole file on the spare engine, or leave it without scores."""
+        self.waiting += entry.sent
+        entry.error, entry.engine, entry.sent = error, None, 0
+        entry.margins.clear()
+        entry.patches.clear()
+        try:
+            if spare := self.spare():
+                entry.crops = on_host(entry.crops)
+                self._score(spare, [(entry, len(entry.crops))])
+                return
+        except (EngineError, RuntimeError) as again:  # the latter where the crops cannot be had from a broken device
+            entry.error = EngineError(f"{error}; on the CPU: {_first(again)}")
+        self.waiting -= len(entry.crops)
+        entry.sent = len(entry.crops)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _joined(parts: list[Crops]) -> Crops:

@@ -13,7 +13,7 @@ from fastdetect.engines import load_engine
 from fastdetect.engines.base import Engine
 from fastdetect.engines.graph import Scoring
 from fastdetect.engines.load import deciding_part
-from fastdetect.errors import UsageError
+from fastdetect.errors import FastdetectError, UsageError
 from fastdetect.models.folder import ModelFolder, Preprocess
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.results import ThresholdRow
@@ -24,6 +24,7 @@ from fastdetect.screening.verdict import Calibration
 class Model:
     """A loaded detector, ready to score; close it, or use it in a `with` statement."""
 
+    config: ScreenConfig
     engine: Engine  # scores every face
     info: ModelFolder
     preprocess: Preprocess
@@ -31,6 +32,7 @@ class Model:
     thresholds: list[ThresholdRow]
     warnings: list[str] = field(default_factory=list)
     explainer: Engine | None = None  # inpaints the faces that are shown, where `engine` inpaints none
+    _spare: list[Engine | None] = field(default_factory=list)
 
     @classmethod
     def load(cls, config: ScreenConfig) -> "Model":
@@ -66,14 +68,27 @@ class Model:
             )
         preprocess = info.preprocess or Preprocess(size=engine.image_size)
         explainer = _engine(config, "detector") if part == "verdict" and config.media else None
-        return cls(engine, info, preprocess, calibration, thresholds, warnings, explainer)
+        return cls(config, engine, info, preprocess, calibration, thresholds, warnings, explainer)
 
-    def facts(self) -> dict[str, Any]:
-        """What every row and the run's summary say about the model and its engine."""
+    def spare(self) -> Engine | None:
+        """The model on the CPU, for files that fail on another device; None where there is no such thing."""
+        if not self._spare:
+            options = {"engine": "auto", "device": "cpu", "precision": "auto", "profile": None}
+            part: Scoring = "detector" if self.engine.grid else "verdict"
+            try:
+                on_cpu = self.engine.device == "cpu"
+                self._spare.append(None if on_cpu else _engine(self.config.model_copy(update=options), part))
+            except FastdetectError:  # a plan for a GPU is all that there is
+                self._spare.append(None)
+        return self._spare[0]
+
+    def facts(self, engine: Engine | None = None) -> dict[str, Any]:
+        """What every row and the run's summary say about the model and the engine that was used."""
+        engine = engine or self.engine
         return {
-            "engine": self.engine.name,
-            "device": self.engine.device,
-            "precision": self.engine.precision,
+            "engine": engine.name,
+            "device": engine.device,
+            "precision": engine.precision,
             "model_id": self.info.model_id,
             "model_sha256": self.info.weights_sha256,
             "preprocess_sha256": _hash(self.preprocess.model_dump(mode="json")),
@@ -112,9 +127,9 @@ class Model:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.engine.close()
-        if self.explainer is not None:
-            self.explainer.close()
+        for engine in (self.engine, self.explainer, *self._spare):
+            if engine is not None:
+                engine.close()
 
 
 def _engine(config: ScreenConfig, part: Scoring) -> Engine:

@@ -1,11 +1,12 @@
 """The same clips through every decoder and engine of this machine: how far their scores are apart."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import av
 import cv2
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from fastdetect.errors import FastdetectError, MissingDependencyError
 from fastdetect.screening.config import ScreenConfig
-from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.inputs import InputFile, expand_inputs
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.results import Row
@@ -26,6 +27,7 @@ LIMIT = 0.02  # of calibrated scores, per video
 SAMPLING = "uniform:8"
 DECODERS = ("pyav", "dali", "nvcodec")
 ENGINES = tuple(name for name in get_args(ScreenConfig.model_fields["engine"].annotation) if name != "auto")
+Exactness = Literal["fp32", "as screened"]
 _CODECS = {
     "h264.mp4": ("libx264", "yuv420p"),
     "vp9.webm": ("libvpx-vp9", "yuv420p"),
@@ -39,17 +41,22 @@ class Parity:
     """One clip by one decoder and engine.
 
     Attributes:
-        clip, decoder, engine: what was asked for; `row` says what was used.
+        clip, decoder, engine, kind: what was asked for; `row` says what was used. `fp32` inpaints every face, so that
+            the whole detector is compared; `as screened` is what screening takes by itself: the fastest precision, and
+            of the model the part that decides.
         row: its result; None where the combination cannot run here, `why` says why.
-        difference: of the score from that of the first combination that runs (PyAV and torch); None where there
-            is no score.
+        difference: of the score from the reference's; infinite where one of them has none, None where both have.
+        residual: the same of the residual branch's own answer, of the person whose differs most; None where one of
+            them inpainted nothing.
     """
 
     clip: str
     decoder: str
     engine: str
+    kind: Exactness
     row: Row | None
     difference: float | None
+    residual: float | None = None
     why: str = ""
 
 
@@ -60,7 +67,7 @@ def run_parity(
     clips: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> int:
-    """Compare all combinations and print one table.
+    """Compare all combinations with PyAV and torch in fp32 on the CPU, and print one table.
 
     Args:
         engines: those to try; one that is missing here is listed as such.
@@ -68,7 +75,7 @@ def run_parity(
         clips: files, folders, globs or lists; a portrait in three codecs is made where there is none.
         console: where the table goes; standard output by default.
     Returns:
-        0 if all scores agree within LIMIT, 1 if not.
+        0 if all scores agree within LIMIT, 1 if not, and where there was none to compare.
     Raises:
         MissingDependencyError: there is no portrait to make clips of.
         UsageError: `clips` name no file.
@@ -77,54 +84,93 @@ def run_parity(
 
 
 def show(found: Iterable[Parity], console: Console | None = None) -> int:
-    """Print combinations as one table; returns 0 if all scores agree within LIMIT, 1 if not."""
+    """Print combinations as one table; returns 0 if all scores agree within LIMIT, else 1."""
     console = console or Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("clip", "decoder", "engine", "score", "difference", "used"):
+    for name in ("clip", "decoder", "engine", "precision", "score", "difference", "residual", "used"):
         table.add_column(name, overflow="fold")
-    worst = 0.0
+    offs = []
     for one in found:
+        asked = one.clip, one.decoder, one.engine, one.kind
         if one.row is None:
-            table.add_row(one.clip, one.decoder, one.engine, "", "", Text(f"not here: {one.why}", style="dim"))
+            table.add_row(*asked, "", "", "", Text(f"not here: {one.why}", style="dim"))
             continue
-        off = one.difference if one.difference is not None else float("inf")
-        worst = max(worst, off)
-        used = " ".join(filter(None, (one.row.decoder, one.row.engine, one.row.precision, one.row.decode_note)))
+        offs += [off for off in (one.difference, one.residual) if off is not None]
+        used = (one.row.decoder, one.row.engine, one.row.device, one.row.precision, one.row.decode_note)
+        text = " ".join(filter(None, (*used, one.row.message)))
         score = "none" if one.row.score is None else f"{one.row.score:.4f}"
-        style = "" if off <= LIMIT else "bold red"
-        table.add_row(one.clip, one.decoder, one.engine, score, Text(f"{off:.4f}", style=style), Text(used))
+        table.add_row(*asked, score, _number(one.difference), _number(one.residual), Text(text))
     console.print(table)
-    console.print(f"largest difference {worst:.4f}, limit {LIMIT}")
-    return int(worst > LIMIT)
+    if not offs:
+        console.print("no clip has a score here: nothing was compared", style="bold red")
+        return 1
+    console.print(f"largest difference {max(offs):.4f}, limit {LIMIT}")
+    return int(max(offs) > LIMIT)
+
+
+def _number(off: float | None) -> Text:
+    return Text("" if off is None else f"{off:.4f}", style="bold red" if off is not None and off > LIMIT else "")
 
 
 def compare(
     engines: Sequence[str] = ENGINES, *, model: str = "fastdetect-small", clips: Sequence[str | Path] = ()
 ) -> Iterator[Parity]:
     """Screen clips with every decoder and engine, see `run_parity`."""
-    reference: dict[str, float | None] = {}
     with TemporaryDirectory(prefix="fastdetect-parity-") as folder:
         if not clips:
             write_clips(Path(folder))
         files = expand_inputs(clips or [folder])
-        for engine, decoder in product(engines, DECODERS):
-            try:
-                check_decoder(decoder)
-                options = {"engine": engine, "decoder": decoder, "sample": SAMPLING, "precision": "fp32"}
-                config = ScreenConfig.model_validate({"model": model, "workers": 1, "media": False, **options})
-                with Model.load(config) as loaded:
-                    rows = list(Screener(loaded, config, media=None).screen(files))
-            except FastdetectError as error:
-                yield Parity("", decoder, engine, None, None, str(error))
-                continue
-            for row in sorted(rows, key=lambda row: row.name):
-                first = reference.setdefault(row.path, row.score)
-                name = Path(row.path).name
-                if first is None and row.score is None:
-                    yield Parity(name, decoder, engine, row, 0.0)  # agreed: nobody to score
+        first = {"engine": "torch", "device": "cpu", "precision": "fp32", "residual": "all"}
+        [reference] = _screened(model, first, ("pyav",), files)
+        if isinstance(reference[1], FastdetectError):
+            raise reference[1]
+        want = {row.path: row for row in reference[1]}
+        for engine, kind in product(engines, get_args(Exactness)):
+            options = {"engine": engine} | ({"precision": "fp32", "residual": "all"} if kind == "fp32" else {})
+            for decoder, rows in _screened(model, options, DECODERS, files):
+                if isinstance(rows, FastdetectError):
+                    yield Parity("", decoder, engine, kind, None, None, why=str(rows))
                     continue
-                known = first is not None and row.score is not None
-                yield Parity(name, decoder, engine, row, abs(row.score - first) if known else None)  # type: ignore[operator]
+                for row in sorted(rows, key=lambda row: row.name):
+                    other, name = want[row.path], Path(row.path).name
+                    yield Parity(name, decoder, engine, kind, row, _apart(row, other), _residuals_apart(row, other))
+
+
+def _screened(
+    model: str, options: dict[str, str], decoders: Sequence[str], files: Sequence[InputFile]
+) -> Iterator[tuple[str, list[Row] | FastdetectError]]:
+    """The rows of each decoder, or what went wrong."""
+    fixed = {"model": model, "workers": 1, "media": False, "sample": SAMPLING}
+    try:
+        with Model.load(ScreenConfig.model_validate(fixed | options)) as loaded:
+            for decoder in decoders:
+                try:
+                    check_decoder(decoder)
+                    config = ScreenConfig.model_validate(fixed | options | {"decoder": decoder})
+                    yield decoder, list(Screener(loaded, config, media=None).screen(files))
+                except FastdetectError as error:
+                    yield decoder, error
+    except FastdetectError as error:
+        yield "any", error
+
+
+def _apart(row: Row, other: Row) -> float | None:
+    if row.score is None and other.score is None:
+        return None  # agreed: nobody to score
+    return math.inf if row.score is None or other.score is None else abs(row.score - other.score)
+
+
+def _residuals_apart(row: Row, other: Row) -> float | None:
+    """The residual branch's probabilities, not calibrated, one mean a person."""
+    found = [
+        [face.residual_margin for face in track.faces if face.residual_margin is not None]
+        for one in (row, other)
+        for track in one.tracks
+    ]
+    if not found or not all(found) or len(row.tracks) != len(other.tracks):
+        return None
+    means = 1 / (1 + np.exp([-float(np.mean(margins)) for margins in found]))
+    return float(np.abs(means[: len(row.tracks)] - means[len(row.tracks) :]).max())
 
 
 def write_clips(folder: Path) -> None:

@@ -79,7 +79,7 @@ class Screener:
         """
         stop = stop or threading.Event()
         by_path = {os.fspath(file.path): file for file in files}
-        batcher: FaceBatcher[Extracted] = FaceBatcher(self.model.engine)
+        batcher: FaceBatcher[Extracted] = FaceBatcher(self.model.engine, self.model.spare)
         shown: FaceBatcher[Scored[Extracted]] | None = None
         if self.model.explainer is not None and self.media is not None:
             shown = FaceBatcher(self.model.explainer)
@@ -175,9 +175,13 @@ class Screener:
         return found
 
     def _row(self, file: InputFile, found: Extracted, scored: Scored[Extracted] | None) -> Row:
+        if scored is not None and scored.engine is None:
+            found.error = MediaError(Reason.MODEL_ERROR, str(scored.error))
         tracks = _tracks(found, scored)
         answer = self._judge(found, tracks)
-        if self.media is not None and scored is not None and found.sha256:
+        spared = f"scored on the CPU: {scored.error}" if scored and scored.error and scored.engine else ""
+        explained = scored is not None and scored.error is None and scored.patch_scores.size
+        if self.media is not None and scored is not None and explained and found.sha256:
             _save_tracks(self.media, found, tracks, scored.patch_scores)
         if self._memory is not None and found.place is not None:
             self._memory.give_back(found.place)
@@ -193,12 +197,12 @@ class Screener:
             score=answer.score,
             margin=answer.margin,
             reasons=answer.reasons,
-            message=answer.message,
+            message="; ".join(filter(None, (answer.message, spared))),
             media=_facts(found),
             frames_sampled=found.frames_sampled,
             frames_decoded=found.frames_decoded,
             faces_found=found.faces_found,
-            faces_scored=len(found.crops),
+            faces_scored=0 if found.error else len(found.crops),
             tracks=tracks,
             decoder=found.decoder,
             decode_method=found.method,
@@ -209,7 +213,7 @@ class Screener:
             fastdetect=__version__,
             timings_s={stage: round(seconds, 6) for stage, seconds in timings.items()},
             finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **self.model.facts(),
+            **self.model.facts(scored.engine if scored else None),
         )
 
     def _judge(self, found: Extracted, tracks: list[TrackRow]) -> Verdict:
@@ -232,7 +236,7 @@ def _score(
 ) -> Iterator[Scored[Extracted]]:
     """Files whose faces are scored, and those that the report shows inpainted."""
     for scored in batcher.run(flush=flush):
-        if shown is None:
+        if shown is None or scored.error:  # then the crops may be lost, too
             yield scored
         else:
             shown.add(scored, scored.owner.crops[np.concatenate(_shown(scored.owner))])
@@ -243,6 +247,8 @@ def _score(
 
 def _explained(scored: Scored[Extracted], found: Scored[Scored[Extracted]]) -> Scored[Extracted]:
     """A file's scores with what inpainting gave for the faces that are shown, NaN for the others."""
+    if found.engine is None:  # it has its verdict, and no pictures
+        return scored
     rows = np.concatenate(_shown(scored.owner))
     patches = np.full((len(scored.margins), *found.patch_scores.shape[1:]), np.nan, np.float32)
     patches[rows] = found.patch_scores
@@ -280,7 +286,7 @@ def _lost(path: str, error: Exception) -> Extracted:
 
 
 def _tracks(found: Extracted, scored: Scored[Extracted] | None) -> list[TrackRow]:
-    if scored is None:
+    if scored is None or scored.engine is None:
         return []
     margins = iter(scored.margins.tolist())
     tracks = []

@@ -69,7 +69,7 @@ def run_screening(
         for warning in model.warnings:
             print(f"fastdetect: {warning}", file=sys.stderr)
         todo = [file for file in files if not store.has(file.path)]
-        screener, tally = Screener(model, config, media=media), Tally()
+        screener, tally = Screener(model, config, media=media), Tally(model.engine.device)
         with (
             _stop_on_signals() as stop,
             ScreenProgress(len(files), resumed=len(files) - len(todo), console=console) as progress,
@@ -83,6 +83,10 @@ def run_screening(
             text = f"{count} of {tally.files} files were decoded by PyAV, not {config.decoder}"
             text += f"; {most} of them because {why}"
             model.warnings.append(text)
+            print(f"fastdetect: {model.warnings[-1]}", file=sys.stderr)
+        if tally.spared:
+            text = f"{tally.spared} of {tally.files} files were scored on the CPU, where {model.engine.device} failed"
+            model.warnings.append(f"{text}; each one's message says why")
             print(f"fastdetect: {model.warnings[-1]}", file=sys.stderr)
         counts = Counter(row.verdict if row.status == "ok" else "failed" for row in store.rows())
         interrupted = tally.files < len(todo)
@@ -114,8 +118,9 @@ def run_screening(
 class Tally:
     """The figures of the files that this run screened itself."""
 
-    def __init__(self) -> None:
-        self.files = 0
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.files = self.spared = 0
         self.footage_s = 0.0
         self.stages: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -124,6 +129,7 @@ class Tally:
     def add(self, row: Row) -> None:
         """Count a row."""
         self.files += 1
+        self.spared += row.device != self.device
         self.stages.update(row.timings_s)
         self.notes.update([row.decode_note.removeprefix(f"{row.path!r} is ")] if row.decode_note else [])
         self.footage_s += (row.media.duration_s or 0.0) if row.media else 0.0

@@ -29,6 +29,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.TOO_LARGE: "the file exceeds a limit (bytes, pixels, frames, streams or duration)",
     Reason.TIMEOUT: "decoding took longer than the time limit and was stopped",
     Reason.CRASH: "the decoder crashed on this file; other files were not affected",
+    Reason.MODEL_ERROR: "the model failed on the faces of this file; other files were not affected",
     Reason.NOT_FOUND: "the file does not exist",
     Reason.NOT_PERMITTED: "the file may not be read",
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -73,6 +73,23 @@ def test_engines_of_the_whole_scorer_are_built(
     assert len(built.plan) > 100_000
     assert (built.key["gpu"], built.key["precision"]) == (gpu, precision)
     assert "Building engine" in said
+
+
+def test_fp32_is_built_without_tf32(
+    rtx: ModuleType, exported: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    aim = tensorrt_build._aim
+
+    def look(config: Any, target: Any) -> None:
+        seen.append(config.get_flag(rtx.BuilderFlag.TF32))
+        aim(config, target)
+
+    monkeypatch.setattr(tensorrt_build, "_aim", look)
+    build_plan(exported("verdict", "fp16"), "tensorrt-rtx", Profile.parse("1"), gpu="sm_89")
+    assert seen == [False]
+    config = rtx.Builder(make_logger(rtx)).create_builder_config()
+    assert config.get_flag(rtx.BuilderFlag.TF32)  # which it has by itself
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

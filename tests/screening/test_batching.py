@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fastdetect.engines.base import Crops, EngineOutput, on_host
+from fastdetect.errors import EngineError
+from fastdetect.screening import batching
 from fastdetect.screening.batching import FaceBatcher
 
 
@@ -58,6 +60,61 @@ def test_every_file_gets_its_own_margins(batch: int, sizes: list[int]) -> None:
     assert queue.waiting == 0
     assert all(n == batch for n in engine.batches[:-1])
     assert sum(engine.batches) == sum(sizes)
+
+
+class PickyEngine(ArithmeticEngine):
+    """Fails on every batch that has a face of a value in `refused`, at first."""
+
+    def __init__(self, batch_size: int, refused: set[int]) -> None:
+        super().__init__(batch_size)
+        self.refused = refused
+
+    def run(self, crops: Crops) -> EngineOutput:
+        if self.refused & set(on_host(crops)[:, 0, 0, 0].tolist()):
+            raise EngineError("no memory for it")
+        return super().run(crops)
+
+
+@pytest.mark.parametrize("spare", [None, ArithmeticEngine(3)])
+@pytest.mark.parametrize("batch", [1, 2, 4, 100])
+def test_a_file_that_fails_costs_itself_alone(batch: int, spare: ArithmeticEngine | None) -> None:
+    engine = PickyEngine(batch, {5, 6, 12})
+    queue: FaceBatcher[str] = FaceBatcher(engine, lambda: spare)
+    got = []
+    for owner, values in {"a": [1, 2, 3], "b": [4, 5, 6, 7], "c": [8, 9], "d": [10, 11, 12], "e": [13]}.items():
+        queue.add(owner, crops(values).copy())
+        got += list(queue.run())
+    got += list(queue.run(flush=True))
+    assert [answer.owner for answer in got] == ["a", "b", "c", "d", "e"]
+    assert queue.waiting == 0
+    margins = {answer.owner: answer.margins[:, 0].tolist() for answer in got}
+    assert (margins["a"], margins["c"], margins["e"]) == ([1, 2, 3], [8, 9], [13])
+    for answer in got:
+        if answer.owner in "bd":
+            assert answer.engine is spare
+            assert "no memory for it" in str(answer.error)
+            assert margins[answer.owner] == ([] if spare is None else [[4, 5, 6, 7], [10, 11, 12]][answer.owner == "d"])
+        else:
+            assert (answer.engine, answer.error) == (engine, None)
+
+
+def test_a_spare_that_fails_too_is_told_of() -> None:
+    queue: FaceBatcher[str] = FaceBatcher(PickyEngine(2, {1}), lambda: PickyEngine(2, {1}))
+    queue.add("a", crops([1]).copy())
+    (answer,) = queue.run(flush=True)
+    assert answer.engine is None
+    assert str(answer.error) == "no memory for it; on the CPU: no memory for it"
+
+
+def test_torchs_own_errors_on_the_way_to_the_engine_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(parts: list[Crops]) -> Crops:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(batching, "_joined", full)
+    queue: FaceBatcher[str] = FaceBatcher(ArithmeticEngine(2))
+    queue.add("a", crops([1]).copy())
+    (answer,) = queue.run(flush=True)
+    assert str(answer.error) == "arithmetic got no batch of 1 faces: CUDA out of memory"
 
 
 def test_crops_on_a_device_and_on_the_host_share_a_batch() -> None:

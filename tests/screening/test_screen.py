@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from rich.console import Console
 from screen_clips import write_clip
 
-from fastdetect.errors import UsageError
+from fastdetect.engines.base import Engine, EngineOutput
+from fastdetect.errors import EngineError, UsageError
 from fastdetect.reasons import Reason
-from fastdetect.screening.config import load_config
+from fastdetect.screening.config import ScreenConfig, load_config
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
@@ -308,3 +310,56 @@ def test_pictures_need_a_model_that_was_loaded_for_them(model_folder: Path, tmp_
     config = load_config(options={"model": str(model_folder), "precision": "fp32", "media": False})
     with Model.load(config) as model, pytest.raises(UsageError, match="media=False"):
         Screener(model, config, media=tmp_path)
+
+
+class BrokenGpu:
+    """A torch engine that claims to be on a GPU, and fails on dark faces there."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    device = "cuda"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(self, crops: np.ndarray) -> EngineOutput:
+        if crops[0].mean() < 40:
+            raise EngineError("torch failed on cuda, batch 16: CUDA out of memory")
+        return self._engine.run(crops)
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_file_that_the_model_fails_on_gets_its_row(
+    screen: Screen, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    spare: bool,
+) -> None:  # fmt: skip
+    _, want = screen(media, media=False, decoder="pyav", **{"detection.runtime": "onnxruntime"})
+    load = Model.load
+
+    def broken(config: ScreenConfig) -> Model:
+        model = load(config)
+        model.engine = BrokenGpu(model.engine)  # type: ignore[assignment]
+        if not spare:
+            model._spare.append(None)
+        return model
+
+    monkeypatch.setattr(Model, "load", broken)
+    info, rows = screen(
+        media, out=tmp_path / "out", decoder="pyav", residual="all", **{"detection.runtime": "onnxruntime"}
+    )
+    assert rows.keys() == want.keys()
+    dark = rows.pop("dark.mp4")
+    if spare:
+        assert (dark.status, dark.device, dark.faces_scored) == ("ok", "cpu", want["dark.mp4"].faces_scored)
+        assert "scored on the CPU: torch failed on cuda" in dark.message
+        assert any(f"1 of {len(want)} files were scored on the CPU, where cuda failed" in line for line in info.warnings)
+        assert "where cuda failed" in capsys.readouterr().err
+    else:
+        assert (dark.status, dark.verdict, dark.reasons) == ("failed", "inconclusive", [Reason.MODEL_ERROR])
+        assert "CUDA out of memory" in dark.message
+        assert (dark.faces_scored, dark.tracks, info.exit_code) == (0, [], 3)
+    assert {name: (row.score, row.verdict) for name, row in rows.items()} == {
+        name: (row.score, row.verdict) for name, row in want.items() if name != "dark.mp4"
+    }
+    assert "dark.mp4" in (tmp_path / "out" / "report.html").read_text()
