@@ -13,7 +13,8 @@ import numpy as np
 
 from fastdetect.errors import MediaError, MissingDependencyError
 from fastdetect.reasons import Reason
-from fastdetect.video.planned import BATCH_FILES, BT709, TIMEOUT_S, Plan, PlannedDecoder
+from fastdetect.video.colours import BT709, FROM_601_TO_709
+from fastdetect.video.planned import BATCH_FILES, TIMEOUT_S, Plan, PlannedDecoder
 
 PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 SINCE = (2, 4)  # the operators below are used as this version has them
@@ -35,23 +36,6 @@ def installed() -> str | None:
 def lack() -> str:
     """What to say where `installed` gives None."""
     return f"{PACKAGES[0]} {'.'.join(map(str, SINCE))} or newer is not installed; {INSTALL}"
-
-
-def _luma_chroma(red: float, blue: float) -> np.ndarray:
-    """The matrix [3, 3] from (Y, Cb, Cr) to (R, G, B) for the luma weights of red and blue."""
-    green = 1 - red - blue
-    return np.array(
-        [
-            [1, 0, 2 * (1 - red)],
-            [1, -2 * blue * (1 - blue) / green, -2 * red * (1 - red) / green],
-            [1, 2 * (1 - blue), 0],
-        ]
-    )
-
-
-# DALI knows the matrix of BT.601 alone. Back to luma and chroma, then forward by BT.709: exact but for rounding and
-# for colours that BT.601 clipped. Rows sum to 1, so it holds for both ranges.
-_FROM_601_TO_709 = (_luma_chroma(0.2126, 0.0722) @ np.linalg.inv(_luma_chroma(0.299, 0.114))).astype(np.float32)
 
 
 class DaliDecoder(PlannedDecoder):
@@ -131,8 +115,8 @@ def _build(device: int | None, threads: int, batch: int, convert: bool) -> Any:
         # not affine: every process would tie its thread to the same core
         kind = "cpu" if device is None else "mixed"
         video = fn.decoders.video(encoded, frames=frames, pad_mode="none", device=kind, affine=False)
-        if convert:
-            video = fn.coord_transform(video, M=_FROM_601_TO_709.ravel().tolist(), dtype=DALIDataType.UINT8)
+        if convert:  # DALI knows the matrix of BT.601 alone
+            video = fn.coord_transform(video, M=FROM_601_TO_709.ravel().tolist(), dtype=DALIDataType.UINT8)
         pipeline.set_outputs(video, number)
     pipeline.build()
     return pipeline

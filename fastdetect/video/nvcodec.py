@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastdetect.errors import MissingDependencyError
+from fastdetect.video.colours import nv12_to_rgb
 from fastdetect.video.planned import BATCH_FILES, TIMEOUT_S, Plan, PlannedDecoder
 
 PACKAGE = "PyNvVideoCodec"
@@ -60,12 +61,15 @@ class NvCodecDecoder(PlannedDecoder):
                     plan.info.path,
                     gpu_id=self.device,
                     use_device_memory=True,
-                    output_color_type=self._module.OutputColorType.RGB,
+                    output_color_type=self._module.OutputColorType.NATIVE,  # its RGB is by a matrix of its own choice
                 )
             else:
                 self._decoder.reconfigure_decoder(plan.info.path)
             frames = self._decoder.get_batch_frames_by_index(plan.asked.tolist())
             stack = torch.stack([torch.from_dlpack(frame) for frame in frames])  # a copy: its surfaces are used again
+            if stack.dim() != 3:
+                raise ValueError(f"it gave frames of shape {list(stack.shape[1:])}, not NV12's [H * 3 / 2, W]")
+            stack = nv12_to_rgb(stack, plan.info.colour_matrix, plan.info.full_range)
             stacks.append(stack if self.keep else stack.cpu().numpy())
         return stacks
 

@@ -33,6 +33,7 @@ _IMAGE_FORMATS = (
 CLOCKED_FORMATS = ("matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2")  # declare their length; others guess
 _FORMATS = f"{_VIDEO_FORMATS},{_AUDIO_FORMATS},{_IMAGE_FORMATS}"
 _STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1"})  # image files inside an MP4 box structure
+_FULL_RANGE = 2  # of FFmpeg's colour ranges
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]", b"v=0\n", b"v=0\r")
 _PROBE_PACKETS = 1000  # a stream that shows no frame in its first 1000 packets counts as undecodable
 
@@ -102,6 +103,7 @@ class VideoInfo:
     is_image: bool
     sample_aspect: float = 1.0  # pixel width / height; noted, not applied
     colour_matrix: int = 2  # as in H.273: 1 = BT.709, 5 and 6 = BT.601, 2 = not named
+    full_range: bool = False  # 0 to 255 rather than 16 to 235
     interlaced: bool = False
     display_axes: tuple[bool, bool, bool] = (False, False, False)  # swap axes, then flip x, flip y, to show it upright
 
@@ -355,6 +357,7 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vide
             or container.metadata.get("major_brand") in _STILL_BRANDS,
             sample_aspect=float(aspect) if aspect else 1.0,
             colour_matrix=int(frame.colorspace),
+            full_range=int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj"),
             interlaced=bool(frame.interlaced_frame),
             display_axes=axes,
         )

@@ -353,7 +353,9 @@ def test_a_file_that_the_model_fails_on_gets_its_row(
     if spare:
         assert (dark.status, dark.device, dark.faces_scored) == ("ok", "cpu", want["dark.mp4"].faces_scored)
         assert "scored on the CPU: torch failed on cuda" in dark.message
-        assert any(f"1 of {len(want)} files were scored on the CPU, where cuda failed" in line for line in info.warnings)
+        assert any(
+            f"1 of {len(want)} files were scored on the CPU, where cuda failed" in line for line in info.warnings
+        )
         assert "where cuda failed" in capsys.readouterr().err
     else:
         assert (dark.status, dark.verdict, dark.reasons) == ("failed", "inconclusive", [Reason.MODEL_ERROR])
