@@ -24,7 +24,6 @@ from fastdetect.screening.verdict import Calibration
 class Model:
     """A loaded detector, ready to score; close it, or use it in a `with` statement."""
 
-    config: ScreenConfig
     engine: Engine  # scores every face
     info: ModelFolder
     preprocess: Preprocess
@@ -32,6 +31,7 @@ class Model:
     thresholds: list[ThresholdRow]
     warnings: list[str] = field(default_factory=list)
     explainer: Engine | None = None  # inpaints the faces that are shown, where `engine` inpaints none
+    config: ScreenConfig = field(default_factory=ScreenConfig)
     _spare: list[Engine | None] = field(default_factory=list)
 
     @classmethod
@@ -68,7 +68,7 @@ class Model:
             )
         preprocess = info.preprocess or Preprocess(size=engine.image_size)
         explainer = _engine(config, "detector") if part == "verdict" and config.media else None
-        return cls(config, engine, info, preprocess, calibration, thresholds, warnings, explainer)
+        return cls(engine, info, preprocess, calibration, thresholds, warnings, explainer, config)
 
     def spare(self) -> Engine | None:
         """The model on the CPU, for files that fail on another device; None where there is no such thing."""

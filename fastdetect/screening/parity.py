@@ -19,9 +19,9 @@ from fastdetect.errors import FastdetectError, MissingDependencyError
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import InputFile, expand_inputs
 from fastdetect.screening.model import Model
-from fastdetect.screening.pipeline import Screener
+from fastdetect.screening.pipeline import Screener, nvdec_device
 from fastdetect.screening.results import Row
-from fastdetect.video.lanes import check_decoder
+from fastdetect.video import lanes
 
 LIMIT = 0.02  # of calibrated scores, per video
 SAMPLING = "uniform:8"
@@ -145,8 +145,8 @@ def _screened(
         with Model.load(ScreenConfig.model_validate(fixed | options)) as loaded:
             for decoder in decoders:
                 try:
-                    check_decoder(decoder)
                     config = ScreenConfig.model_validate(fixed | options | {"decoder": decoder})
+                    lanes.check_decoder(decoder, lanes.this_machine(nvdec_device(config.device)))
                     yield decoder, list(Screener(loaded, config, media=None).screen(files))
                 except FastdetectError as error:
                     yield decoder, error

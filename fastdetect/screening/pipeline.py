@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MEDIA_FACES = 8  # crops kept per person for the report
 _HASH_BYTES = 2**30  # a second or two: this process has better things to do than to hash more
+_WORKER_BYTES = 2 * 2**30  # on a GPU: its context, a clip's frames, and the detector on 512 MiB of them
 _IDLE_S = 0.25  # without news for this long a batch that is not full is run: rows should not wait for a slow file
 
 
@@ -48,21 +49,23 @@ class Screener:
         if media is not None and not config.media:
             raise UsageError(f"got a folder for pictures, {media}, and media=False; the model was loaded without them")
         self.model, self.config, self.media = model, config, media
-        self.workers = config.workers or default_workers()
+        detect_runtime = model.detector_runtime(config)
+        on_gpu = model.engine.device if model.engine.device.startswith("cuda") and detect_runtime == "torch" else None
+        self.workers = config.workers or default_workers(on_gpu)
         self.settings = StageSettings(
             sampling=config.sample,
             max_seconds=config.max_seconds,
             largest_only=config.faces == "largest",
             detect_side=config.detection.side,
             detect_score=config.detection.score,
-            detect_runtime=model.detector_runtime(config),
-            detect_device=model.engine.device if model.engine.device.startswith("cuda") else "cpu",
+            detect_runtime=detect_runtime,
+            detect_device=on_gpu or "cpu",
             max_people=config.detection.max_people,
             max_faces=config.detection.max_faces,
             crop_size=model.preprocess.size,
             crop_margin=model.preprocess.margin,
             decoder=config.decoder,
-            decode_device=_nvdec_device(config.device),
+            decode_device=nvdec_device(config.device),
             decode_timeout_s=config.timeout / 2,  # time is left to do it again with PyAV
         )
         self._memory: CropMemory | None = None
@@ -158,7 +161,7 @@ class Screener:
 
     def _same_gpu(self) -> bool:
         """Whether faces are found on the model's own GPU."""
-        return self.settings.detect_runtime == "torch" and self.settings.detect_device != "cpu"
+        return self.settings.detect_device != "cpu"
 
     def _jobs(self, paths: Iterable[str]) -> Iterator[Job]:
         for path in paths:
@@ -266,14 +269,24 @@ def _shown(found: Extracted) -> list[np.ndarray]:
     ]
 
 
-def _nvdec_device(device: str) -> int | None:
+def nvdec_device(device: str) -> int | None:
     """The GPU that decodes: the model's, none where that is the CPU or another maker's GPU."""
     return None if device in ("cpu", "gpu") else int(device.partition(":")[2] or 0)
 
 
-def default_workers() -> int:
-    """One process per core: the model and the workers then share the cores by need, and no core waits."""
-    return len(os.sched_getaffinity(0))
+def default_workers(gpu: str | None = None) -> int:
+    """One process per core: the model and the workers then share the cores by need, and no core waits.
+
+    Args:
+        gpu: CUDA device on which the workers find faces: as many as its free memory has room for.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if gpu is None:
+        return cores
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(gpu)
+    return max(1, min(cores, free // _WORKER_BYTES))
 
 
 def _lost(path: str, error: Exception) -> Extracted:

@@ -23,12 +23,12 @@ from fastdetect import __version__
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import InputFile, path_text
 from fastdetect.screening.model import Model
-from fastdetect.screening.pipeline import Screener
+from fastdetect.screening.pipeline import Screener, nvdec_device
 from fastdetect.screening.report import write_report
 from fastdetect.screening.results import Row, RunInfo
 from fastdetect.screening.store import ResultStore, fingerprint
 from fastdetect.screening.terminal import ScreenProgress, print_summary
-from fastdetect.video.lanes import check_decoder
+from fastdetect.video import lanes
 
 EXIT_CLEAN, EXIT_FLAGGED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
 _PACKAGES = ("torch", "timm", "av", "onnxruntime", "numpy", "opencv-python-headless")
@@ -56,7 +56,7 @@ def run_screening(
     Raises:
         FastdetectError: the run cannot start (model, options, output folder). A bad file is a row instead.
     """
-    check_decoder(config.decoder)
+    lanes.check_decoder(config.decoder, lanes.this_machine(nvdec_device(config.device)))
     started = _now()
     media = output / "media" if config.media else None
     order = [path_text(file.path) for file in files]

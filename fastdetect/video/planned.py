@@ -139,6 +139,9 @@ class PlannedDecoder(BatchDecoder):
             try:
                 info = source if isinstance(source, VideoInfo) else probe(source, limits)
                 plans[i] = plan_clip(info, policy, max_seconds, limits)
+                if self.keep and plans[i].output_bytes > BATCH_BYTES:
+                    size = plans.pop(i).output_bytes / 2**30
+                    raise _refusal(info, f"its frames are {size:.1f} GiB, and {BATCH_BYTES >> 30} GiB may lie on a GPU")
             except MediaError as error:
                 done[i] = error
         for batch in _batches(plans, self.batch):
@@ -181,7 +184,7 @@ class PlannedDecoder(BatchDecoder):
         stack = stack.swapaxes(1, 2) if swap else stack
         flipped = [axis for axis, turned in ((1, flip_y), (2, flip_x)) if turned]
         if self.keep:
-            upright = [frame.contiguous() for frame in stack.flip(flipped)]
+            upright = [frame.contiguous() for frame in (stack.flip(flipped) if flipped else stack)]
         else:
             upright = [np.ascontiguousarray(frame) for frame in np.flip(stack, tuple(flipped))]
         pictures = dict(zip(plan.asked.tolist(), upright, strict=True))

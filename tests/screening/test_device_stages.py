@@ -14,7 +14,7 @@ from fastdetect.faces.device import DeviceFaceDetector
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
-from fastdetect.screening.pipeline import Screener
+from fastdetect.screening.pipeline import Screener, default_workers
 from fastdetect.screening.stages import Extractor, Job, StageSettings
 from fastdetect.video import dali
 
@@ -129,3 +129,20 @@ def test_a_device_that_takes_no_more_processes_leaves_the_work_to_the_cpu(
     found = Extractor(SETTINGS)(Job(str(media)))
     assert len(found.crops) == 6
     assert "at the start" in found.note
+
+
+@pytest.mark.parametrize(("free", "cores", "workers"), [(9, 16, 4), (100, 16, 16), (1, 16, 1), (3.9, 2, 1)])
+def test_no_more_workers_than_the_gpu_has_memory_for(
+    monkeypatch: pytest.MonkeyPatch, free: float, cores: int, workers: int
+) -> None:
+    asked: list[str] = []
+
+    def memory(device: str) -> tuple[int, int]:
+        asked.append(device)
+        return int(free * 2**30), 2**40
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    assert default_workers("cuda:1") == workers
+    assert asked == ["cuda:1"]
+    assert default_workers() == cores

@@ -220,6 +220,14 @@ def test_another_clips_frames_are_found_out(tmp_path, keep):
         assert "another picture" in str(clip)
 
 
+def test_a_clip_that_is_too_large_for_the_device_is_for_pyav(clips, monkeypatch):
+    monkeypatch.setattr(planned, "BATCH_BYTES", 200_000)
+    paths = [clips("vp9.webm"), clips("vp8.webm")]
+    for clip in DaliDecoder(keep=True).decode_many(paths, POLICY("uniform:16")):
+        assert "is for PyAV alone: its frames are" in str(clip)
+    assert [len(clip.frames) for clip in DaliDecoder().decode_many(paths, POLICY("uniform:16"))] == [16, 16]
+
+
 @pytest.mark.parametrize("name", ["vp9.webm", "vp9-turned.mp4", "vp9-upside-down-mirrored.mp4"])
 def test_frames_that_stay_on_the_device_are_the_same(clips, decoder, name):
     torch = pytest.importorskip("torch")

@@ -103,8 +103,9 @@ def test_nvdec_through_pynvvideocodec():
     ("machine", "lack"), [(NO_GPU, "PyNvVideoCodec"), (Machine(None, None, "2.1.0"), "a GPU with a video decoder")]
 )
 def test_pynvvideocodec_that_cannot_be_had_is_refused_at_once(machine, lack):
-    with pytest.raises(MissingDependencyError, match=f"needs {lack}.*--decoder auto"):
+    with pytest.raises(MissingDependencyError, match=f"needs {lack}.*--decoder auto") as told:
         check_decoder("nvcodec", machine)
+    assert ("pip install" in str(told.value)) == (machine.nvcodec is None)
 
 
 @pytest.mark.skipif(nvcodec.installed() is not None and nvdec(0) is not None, reason="PyNvVideoCodec runs here")
