@@ -31,7 +31,7 @@ class Model:
     thresholds: list[ThresholdRow]
     warnings: list[str] = field(default_factory=list)
     explainer: Engine | None = None  # inpaints the faces that are shown, where `engine` inpaints none
-    config: ScreenConfig = field(default_factory=ScreenConfig)
+    config: ScreenConfig = field(default_factory=lambda: ScreenConfig.model_validate({}))
     _spare: list[Engine | None] = field(default_factory=list)
 
     @classmethod

@@ -270,10 +270,8 @@ def check_decoder(wanted: str, machine: Machine | None = None) -> None:
         raise UsageError(f"unknown decoder {wanted!r}; use one of {', '.join(get_args(DecoderName))}")
     machine = machine or this_machine()
     if wanted == "nvcodec" and (machine.nvcodec is None or machine.nvdec is None):
-        lacks = (
-            "a GPU with a video decoder, and libnvcuvid of its driver (containers: NVIDIA_DRIVER_CAPABILITIES=video)"
-        )
-        needs = lacks if machine.nvcodec else f"{nvcodec.PACKAGE}; {nvcodec.INSTALL}"
+        gpu = "a GPU with a video decoder, and its driver's libnvcuvid (containers: NVIDIA_DRIVER_CAPABILITIES=video)"
+        needs = gpu if machine.nvcodec else f"{nvcodec.PACKAGE}; {nvcodec.INSTALL}"
         raise MissingDependencyError(f"--decoder nvcodec needs {needs}, or use --decoder auto")
     if wanted == "dali" and machine.dali is None:
         raise MissingDependencyError(f"--decoder dali: {lack()}, or use --decoder auto")
