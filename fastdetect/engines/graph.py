@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fastdetect.errors import CheckpointError, EngineError
+from fastdetect.errors import CheckpointError, EngineError, UsageError
 from fastdetect.models.folder import ModelFolder
 from fastdetect.onnx_wire import read_metadata
 
@@ -117,6 +117,12 @@ def parse_info(text: str | None, source: str) -> GraphInfo:
         return GraphInfo.model_validate_json(text)
     except ValidationError as error:
         raise CheckpointError(f"{source}: its description cannot be read: {error.errors()[0]['msg']}") from error
+
+
+def need_precision(info: GraphInfo, wanted: str, source: str) -> None:
+    """Raise UsageError unless an export has the wanted precision; `auto` takes what it has."""
+    if wanted not in ("auto", info.precision):
+        raise UsageError(f"{source} is {info.precision}, wanted {wanted}; export it so, or leave --precision out")
 
 
 def need_scorer(info: GraphInfo, source: str) -> tuple[int, tuple[int, int] | None]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from fastdetect import __version__
 from fastdetect.engines.base import Precision
 from fastdetect.engines.cache import Say, cached
-from fastdetect.engines.graph import OPSET, Graph, Scoring, Stored, parse_info, read_graph
-from fastdetect.errors import UsageError
+from fastdetect.engines.graph import OPSET, Graph, Scoring, Stored, need_precision, parse_info, read_graph
 from fastdetect.models.folder import find_folder, read_config
 from fastdetect.onnx_wire import read_metadata
 
@@ -19,16 +18,13 @@ def cached_graph(model: str, precision: Precision, default: Stored, say: Say, pa
     """A graph that scores faces, for an engine: a file that `fastdetect export` wrote, or exported now and kept.
 
     Args:
-        model: an .onnx file, a folder with detector.onnx, or as for `export_model`.
+        model: an .onnx file, or as for `export_model`.
         precision: what is wanted; `auto` takes a file as it is, and exports a model as `default`.
         part: what is exported; a file has its own.
     """
-    path = Path(model)
-    file = path if path.suffix == ".onnx" else path / "detector.onnx"
-    if path.suffix == ".onnx" or file.is_file():
-        graph = read_graph(file)
-        if precision not in ("auto", graph.info.precision):
-            raise UsageError(f"{file} is {graph.info.precision}, wanted {precision}; export it so")
+    if Path(model).suffix == ".onnx":
+        graph = read_graph(Path(model))
+        need_precision(graph.info, precision, model)
         return graph
     wanted: Stored = default if precision == "auto" else precision
 

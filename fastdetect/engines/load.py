@@ -6,17 +6,18 @@ import importlib.util
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from fastdetect.engines.base import Engine, EngineName, Mode, Precision, Profile
 from fastdetect.engines.cache import Say
-from fastdetect.engines.graph import SCORERS, Quantized, Scoring, Stored
+from fastdetect.engines.graph import SCORERS, Quantized, Scoring, Stored, need_precision
 from fastdetect.engines.machine import cpu_has_bf16, torch_has_gpu
 from fastdetect.errors import EngineError, MissingDependencyError, UsageError
 from fastdetect.models.folder import residual_decides
 
 _TORCH: dict[str, Mode] = {"torch": "eager", "torch-compile": "compile", "torch-cuda-graph": "cuda-graph"}
-_SUFFIX = {"tensorrt": ".plan", "openvino": ".xml", "onnxruntime": ".onnx"}  # `auto` takes the first that is there
+# `auto` takes the first that is there.
+_SUFFIX = {"tensorrt": ".plan", "openvino": ".xml", "onnxruntime": ".onnx", "torch": ".pt2"}
 
 
 def load_engine(
@@ -35,7 +36,7 @@ def load_engine(
 
     Args:
         model: folder, shipped name or Hub id, see `TwoBranchDetector.from_pretrained`; or what `fastdetect export`
-            wrote: a folder, or its .onnx, .xml or .plan.
+            wrote: a folder, or its .onnx, .xml, .pt2 or .plan.
         engine: an EngineName. `auto` takes the engine of an export; for a model OpenVINO on CPUs, where it is
             installed and can be used, and else torch.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, and `gpu` for OpenVINO on Intel's.
@@ -97,8 +98,17 @@ def _torch(model: str, o: _Options) -> Engine:
 
     if o.threads:
         torch.set_num_threads(o.threads)
-    mode = _TORCH[o.engine]
-    return TorchEngine(model, device=o.device, precision=o.precision, batch_size=o.batch_size, mode=mode, part=o.part)
+    mode, file = _TORCH[o.engine], _exported(model, ".pt2")
+    if file is None:
+        return TorchEngine(
+            model, device=o.device, precision=o.precision, batch_size=o.batch_size, mode=mode, part=o.part
+        )
+    from fastdetect.engines.torch_archive import read_detector
+
+    detector, info = read_detector(file)
+    need_precision(info, o.precision, str(file))
+    precision, part = cast(Precision, info.precision), cast(Scoring, info.part)
+    return TorchEngine(detector, device=o.device, precision=precision, batch_size=o.batch_size, mode=mode, part=part)
 
 
 def _onnxruntime(model: str, o: _Options) -> Engine:
@@ -149,6 +159,9 @@ def _tensorrt(model: str, o: _Options) -> Engine:
 
     file = _exported(model, ".plan")
     plan = read_plan(file) if file else None
+    if plan:
+        need_precision(plan.info, o.precision, str(file))
+        _need_profile(plan.plan.key["profile"], o.shape, str(file))
     # `auto` cannot tell the two runtimes apart by a file's name
     runtime = "tensorrt-rtx" if plan and plan.plan.key["runtime"].startswith("tensorrt-rtx") else o.engine
     load_runtime(runtime)
@@ -156,8 +169,18 @@ def _tensorrt(model: str, o: _Options) -> Engine:
         raise UsageError(f"{runtime} runs on CUDA devices, got device 'cpu'; use --engine onnxruntime or openvino")
     device = "cuda" if o.device == "auto" else o.device
     gpu_here(device)
-    source = plan or cached_graph(model, o.precision, "fp16", o.say, o.part)
+    source = plan or cached_graph(str(_exported(model, ".onnx") or model), o.precision, "fp16", o.say, o.part)
     return TensorRtEngine(source, runtime=runtime, device=device, profile=o.shape, say=o.say)
+
+
+def _need_profile(built: str, wanted: Profile | None, source: str) -> None:
+    """Raise UsageError unless an engine was built for the wanted batch sizes; None takes what it has."""
+    asked = f"{wanted.least},{wanted.best},{wanted.most}" if wanted else built
+    if asked != built:
+        raise UsageError(
+            f"{source} was built for batches of {built} (least, best, most), wanted {asked}; leave profile and batch "
+            f"size out, or export it with --batch {asked}"
+        )
 
 
 def deciding_part(model: str) -> Scoring:

@@ -3,41 +3,50 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdetect.errors import CheckpointError
 from fastdetect.faces.centerface import MULTIPLE, CenterFaceDetector, Face
-from fastdetect.faces.network import INPUT, OUTPUTS, Runtime, centerface_onnx
-from fastdetect.onnx_wire import read_graph
+from fastdetect.faces.network import FEATURES, INPUT, OUTPUTS, Runtime, centerface_onnx
+from fastdetect.onnx_wire import Node, read_graph
 
 CHUNK_BYTES = 2**29  # of float frames in one network run; with what is made of them, about twice this
 
 
 class CenterFaceModule(nn.Module):
-    """CenterFace's network in torch, made of the ONNX file's own nodes and weights."""
+    """CenterFace's network in torch, made of the ONNX file's own nodes and weights, batch norms folded.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: of weights and activations, but for the last convolutions: a box whose log size is rounded is off.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.nodes, weights = read_graph(centerface_onnx())
+        self.dtype = dtype
+        nodes, weights = read_graph(centerface_onnx())
+        self.nodes = _without_batch_norm(nodes, weights)
         unknown = {node.op for node in self.nodes} - set(_OPERATIONS)
         if unknown:
             raise CheckpointError(f"CenterFace's file has operations {sorted(unknown)}, which are not known here")
         used = {name for node in self.nodes for name in node.inputs} & set(weights)
         self.names = {name: f"w{i}" for i, name in enumerate(sorted(used))}  # a buffer's name has no dots
+        last = {name for node in self.nodes if FEATURES in node.inputs for name in node.inputs}
         for name, short in self.names.items():
-            self.register_buffer(short, torch.from_numpy(weights[name].copy()), persistent=False)
+            weight = torch.from_numpy(weights[name].copy())
+            self.register_buffer(short, weight if name in last else weight.to(dtype), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Run float32 [B, 3, H, W], 0 to 255, sides multiples of 32; returns the maps of OUTPUTS."""
-        values = {INPUT: images} | {name: getattr(self, short) for name, short in self.names.items()}
+        values = {INPUT: images.to(self.dtype)} | {name: getattr(self, short) for name, short in self.names.items()}
         for node in self.nodes:
-            values[node.outputs[0]] = _OPERATIONS[node.op](
-                [values[name] for name in node.inputs], dict(node.attributes)
-            )
+            found = _OPERATIONS[node.op]([values[name] for name in node.inputs], dict(node.attributes))
+            values[node.outputs[0]] = found.float() if FEATURES in node.outputs else found
         return [values[name] for name in OUTPUTS]
 
 
@@ -118,19 +127,28 @@ def _convolution(values: list[Tensor], a: dict[str, Any]) -> Tensor:
 
 
 def _up_convolution(values: list[Tensor], a: dict[str, Any]) -> Tensor:
-    x, weight = values
-    return F.conv_transpose2d(x, weight, None, stride=a["strides"], padding=a["pads"][:2], groups=a["group"])
+    x, weight, bias = values
+    return F.conv_transpose2d(x, weight, bias, stride=a["strides"], padding=a["pads"][:2], groups=a["group"])
 
 
-def _batch_norm(values: list[Tensor], a: dict[str, Any]) -> Tensor:
-    x, weight, bias, mean, variance = values
-    return F.batch_norm(x, mean, variance, weight, bias, eps=a["epsilon"])
+def _without_batch_norm(nodes: Sequence[Node], weights: dict[str, np.ndarray]) -> list[Node]:
+    """Fold every batch norm into the up-convolution before it, which has no bias of its own; changes the weights."""
+    kept: list[Node] = []
+    for node in nodes:
+        if node.op == "BatchNormalization":
+            up = kept.pop()
+            scale, bias, mean, variance = node.inputs[1:]
+            factor = weights[scale] / np.sqrt(weights[variance] + node.attributes["epsilon"])
+            weights[up.inputs[1]] = weights[up.inputs[1]] * factor[:, None, None]
+            weights[bias] = weights[bias] - weights[mean] * factor
+            node = replace(up, inputs=(*up.inputs, bias), outputs=node.outputs)
+        kept.append(node)
+    return kept
 
 
 _OPERATIONS = {
     "Conv": _convolution,
     "ConvTranspose": _up_convolution,
-    "BatchNormalization": _batch_norm,
     "Relu": lambda values, _: values[0].relu(),
     "Add": lambda values, _: values[0] + values[1],
     "Sigmoid": lambda values, _: values[0].sigmoid(),

@@ -19,7 +19,7 @@ MODEL_SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc
 INPUT = "input.1"
 # By output name: channels of the heat map, log size (h, w), offset (y, x), five landmarks (y, x).
 OUTPUTS: Mapping[str, int] = {"537": 1, "538": 2, "539": 2, "540": 10}
-_FEATURES = "535"  # what the last convolutions read, one for each output
+FEATURES = "535"  # what the last convolutions read, one for each output
 
 
 class Network(Protocol):
@@ -125,7 +125,7 @@ def _parts() -> tuple[Any, Any]:
     from openvino import Model, opset13
 
     whole = openvino_core().read_model(io.BytesIO(free_centerface()))
-    features = next(op for op in whole.get_ops() if op.get_friendly_name() == _FEATURES).output(0)
+    features = next(op for op in whole.get_ops() if op.get_friendly_name() == FEATURES).output(0)
     readers = list(features.get_target_inputs())
     trunk = Model([features], whole.get_parameters(), "trunk")
     entry = opset13.parameter(features.get_partial_shape(), np.float32)

@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -15,14 +17,16 @@ from engine_helpers import SIDE, crops, on_a_full_disk, start_child
 
 from fastdetect.engines import load_engine
 from fastdetect.engines.export import (
+    _check_parity,
     _hard_activations,
+    _runner,
     export_graph,
     export_model,
     torch_program,
     trace,
     write_together,
 )
-from fastdetect.engines.graph import OPSET, Graph, read_graph
+from fastdetect.engines.graph import OPSET, Graph, Part, read_graph
 from fastdetect.engines.kept import cached_graph
 from fastdetect.errors import CheckpointError, EngineError, MissingDependencyError, UsageError
 from fastdetect.models.folder import read_config
@@ -97,15 +101,36 @@ def test_the_face_detectors_graph_is_the_one_that_screening_runs(folder: Path, t
         assert np.array_equal(ours, theirs)
 
 
-def test_torch_export_keeps_results_and_description(folder: Path) -> None:
-    traced = trace(str(folder), "masked-image-model", "fp32")
+@pytest.mark.parametrize("part", get_args(Part))
+def test_torch_export_keeps_results_and_description(part: Part, image_folder: Path) -> None:
+    traced = trace(str(image_folder), part, "fp32")
     extra = {"fastdetect.json": ""}
     program = torch.export.load(io.BytesIO(torch_program(traced)), extra_files=extra)
-    assert json.loads(extra["fastdetect.json"])["model"]["model_id"] == "tiny"
-    images = torch.rand(5, 3, 64, 64)
+    told = json.loads(extra["fastdetect.json"])
+    assert (told["part"], told["model"]["model_id"]) == (part, "image")
+    inputs = {"masked-image-model": torch.rand(5, 3, 64, 64), "face-detector": 255 * torch.rand(5, 3, 160, 320)}
+    given = inputs.get(part, torch.from_numpy(crops(5)))
     with torch.no_grad():
-        for got, want in zip(program.module()(images), traced.module(images), strict=True):
+        for got, want in zip(program.module()(given), traced.module(given), strict=True):
+            assert len(got) == 5
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_face_detectors_half_precision_graph_keeps_its_last_convolutions(exported: Callable[..., Graph]) -> None:
+    from fastdetect.faces.network import OUTPUTS
+
+    onnx = pytest.importorskip("onnx")
+    half = exported("face-detector", "fp16")
+    proto = onnx.load_from_string(half.onnx)
+    types = {w.name: w.data_type for w in proto.graph.initializer}
+    last = [n for n in proto.graph.node if n.op_type == "Conv" and types[n.input[1]] == onnx.TensorProto.FLOAT]
+    assert len(last) == len(OUTPUTS)
+    assert set(OUTPUTS) - {"537"} <= {n.output[0] for n in last}  # of which a sigmoid makes the heat map
+    others = set(types) - {name for n in last for name in n.input}
+    assert {types[name] for name in others} == {onnx.TensorProto.FLOAT16}
+    run = session(half.onnx)
+    assert {o.type for o in (*run.get_inputs(), *run.get_outputs())} == {"tensor(float)"}
+    assert list(half.info.outputs) == [o.name for o in run.get_outputs()] == list(OUTPUTS)
 
 
 def test_a_kept_export_is_used_and_a_damaged_one_is_made_again(
@@ -174,8 +199,8 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(folder: Path
         ({"to": "onnx", "part": "tail"}, UsageError, "face-detector"),
         ({"to": "onnx", "precision": "int4"}, UsageError, "bf16"),
         ({"to": "openvino", "precision": "bf16"}, UsageError, "--precision bf16"),
-        ({"to": "torch", "part": "face-detector"}, UsageError, "ONNX"),
-        ({"to": "onnx", "part": "face-detector", "precision": "fp16"}, UsageError, "fp32 only"),
+        ({"to": "onnx", "part": "face-detector", "precision": "bf16"}, UsageError, "use --precision fp16"),
+        ({"to": "torch", "part": "face-detector", "precision": "bf16"}, UsageError, "use --precision fp16"),
     ]
     for options, error, said in asked:
         with pytest.raises(error, match=said):
@@ -192,14 +217,21 @@ def test_export_without_onnx_names_the_extra(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_graph_that_differs_from_torch_is_refused(graph: Graph, folder: Path) -> None:
-    from fastdetect.engines.export import _check_parity
-
     traced = trace(str(folder), "detector", "fp32")
-    _check_parity(graph, traced)
+    _check_parity(_runner(graph), traced)
     with torch.no_grad():
         next(traced.module.model.head.parameters()).mul_(1.1)  # type: ignore[union-attr,operator]
     with pytest.raises(EngineError, match="logits of the exported graph differs"):
-        _check_parity(graph, traced)
+        _check_parity(_runner(graph), traced)
+
+
+def test_a_torch_program_that_differs_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdetect.engines.export.PARITY", -1.0)
+    with pytest.raises(EngineError, match="differs from torch"):
+        export_model(str(folder), "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_foreign_and_damaged_onnx_files_are_refused(graph: Graph, tmp_path: Path) -> None:

@@ -52,6 +52,23 @@ def test_the_verdict_does_not_depend_on_engine_and_decoder(
         assert [row[name] for name in same] == [want[name] for name in same]
 
 
+def test_a_torch_export_screens_as_its_model_does(clip: Path, folder: Path, tmp_path: Path) -> None:
+    export_model(str(folder), "torch", tmp_path / "export")
+    want = screened(clip, folder, "torch", tmp_path / "torch")
+    row = screened(clip, tmp_path / "export", "auto", tmp_path / "pt2")
+    same = (
+        "engine",
+        "precision",
+        "score",
+        "verdict",
+        "model_id",
+        "model_sha256",
+        "preprocess_sha256",
+        "calibration_id",
+    )
+    assert [row[name] for name in same] == [want[name] for name in same]
+
+
 def test_an_export_of_the_verdict_screens_without_pictures(clip: Path, image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed: pip install 'fastdetect[onnx]'")
     file, _ = export_model(str(image_folder), "onnx", tmp_path / "export", part="verdict")

@@ -1,10 +1,12 @@
 """TensorRT-RTX builds engines without a GPU; what needs one says so."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +16,7 @@ from engine_helpers import crops
 from fastdetect.engines import load_engine, tensorrt_build
 from fastdetect.engines.base import Profile
 from fastdetect.engines.cache import pack, unpack
-from fastdetect.engines.export import export_model
+from fastdetect.engines.export import export_model, write_together
 from fastdetect.engines.graph import Graph, Stored, read_graph
 from fastdetect.engines.tensorrt_build import (
     _build_with_timings,
@@ -47,6 +49,7 @@ def no_gpu() -> None:
         ("verdict", "fp16"),
         ("masked-image-model", "fp16"),
         ("face-detector", "fp32"),
+        ("face-detector", "fp16"),
     ],
 )
 def test_the_parser_takes_every_exported_graph(
@@ -90,6 +93,11 @@ def test_fp32_is_built_without_tf32(
     assert seen == [False]
     config = rtx.Builder(make_logger(rtx)).create_builder_config()
     assert config.get_flag(rtx.BuilderFlag.TF32)  # which it has by itself
+
+
+def test_the_face_detector_is_built_in_half_precision(rtx: ModuleType, exported: Callable[..., Graph]) -> None:
+    half = exported("face-detector", "fp16")
+    assert len(build_plan(half, "tensorrt-rtx", Profile.parse("1,4,8"), gpu="sm_89").plan) > 100_000
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
@@ -179,6 +187,54 @@ def test_an_exported_plan_says_what_it_is_for(
     files[1].unlink()
     with pytest.raises(CheckpointError, match=r"needs the detector\.json"):
         read_plan(files[0])
+
+
+def test_a_plan_is_what_it_was_built_for(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before the runtime or a GPU is looked for."""
+    key = {"onnx_sha256": graph.sha256, "runtime": "tensorrt-10.13", "gpu": "L4 sm_89", "precision": "fp32"}
+    about = {"info": graph.info.model_dump(mode="json"), **key, "profile": "1,16,64"}
+    plan = {"detector.plan": b"plan"}
+    about["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in plan.items()}
+    write_together(tmp_path, plan | {"detector.json": json.dumps(about).encode()})
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"precision": "fp16"}, r"detector\.plan is fp32, wanted fp16"),
+        ({"profile": "throughput"}, r"batches of 1,16,64 .*, wanted 1,64,256"),
+        ({"batch_size": 8}, r"wanted 8,8,8; .* --batch 8,8,8"),
+    ]
+    for options, said in cases:
+        for engine in ("auto", "tensorrt"):
+            with pytest.raises(UsageError, match=said):
+                load_engine(str(tmp_path), engine=engine, **options)
+
+    def reached(runtime: str) -> None:
+        raise MissingDependencyError("the runtime is next")
+
+    monkeypatch.setattr(tensorrt_build, "load_runtime", reached)
+    same: list[dict[str, Any]] = [{}, {"precision": "fp32", "profile": "balanced"}, {"profile": "1,16,64"}]
+    for options in same:
+        with pytest.raises(MissingDependencyError, match="next"):
+            load_engine(str(tmp_path), **options)
+
+
+def test_tensorrt_takes_the_onnx_file_of_a_folder(
+    exported: Callable[..., Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Graph] = []
+
+    def engine(source: Graph, **options: object) -> SimpleNamespace:
+        taken.append(source)
+        return SimpleNamespace(device="cpu")  # needs no warm-up
+
+    monkeypatch.setattr(tensorrt_build, "load_runtime", lambda runtime: None)
+    monkeypatch.setattr(tensorrt_build, "gpu_here", lambda device: ("sm_89", "NVIDIA L4"))
+    monkeypatch.setattr("fastdetect.engines.tensorrt_engine.TensorRtEngine", engine)
+    for part in ("verdict", "detector"):
+        graph = exported(part, "fp32")
+        write_together(tmp_path / part, {f"{part}.onnx": graph.onnx})
+        load_engine(str(tmp_path / part), engine="tensorrt")
+        assert taken.pop().sha256 == graph.sha256
+        with pytest.raises(UsageError, match=rf"{part}\.onnx is fp32, wanted fp16"):
+            load_engine(str(tmp_path / part), engine="tensorrt", precision="fp16")
 
 
 def test_what_cannot_be_built_is_a_typed_error(rtx: ModuleType, graph: Graph) -> None:

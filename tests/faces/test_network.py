@@ -1,13 +1,14 @@
 """CenterFace's network on its two CPU runtimes."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from fastdetect.errors import MissingDependencyError, UsageError
 from fastdetect.faces import CenterFaceDetector
-from fastdetect.faces.network import OUTPUTS, load_network
+from fastdetect.faces.network import INPUT, OUTPUTS, load_network
 
 NO_OPENVINO = "OpenVINO is not installed: pip install 'fastdetect[openvino]'"
 
@@ -23,6 +24,29 @@ def test_openvino_finds_the_same_faces(detector, portrait, carphone):
         # in bf16 a neighbouring cell of the heat map may win, whose box is another by up to 5 %
         assert np.abs(np.subtract(mine[0].box, theirs[0].box)).max() < 0.06 * theirs[0].side
         assert abs(mine[0].score - theirs[0].score) < 0.03
+
+
+@pytest.fixture(scope="module")
+def half_precision() -> Callable[[np.ndarray], list[np.ndarray]]:
+    """The network as `fastdetect export --part face-detector --precision fp16` writes it, in ONNX Runtime."""
+    pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed: pip install 'fastdetect[onnx]'")
+    import onnxruntime
+
+    from fastdetect.engines.export import export_graph
+
+    graph = export_graph("fastdetect-small", "face-detector", "fp16", lambda text: None)
+    session = onnxruntime.InferenceSession(graph.onnx, providers=["CPUExecutionProvider"])
+    return lambda blob: session.run(list(OUTPUTS), {INPUT: blob})
+
+
+def test_an_export_in_half_precision_finds_the_same_faces(half_precision, detector, portrait, carphone, monkeypatch):
+    frames = [portrait, *carphone]
+    want = detector.detect(frames)
+    monkeypatch.setattr(detector, "_network", half_precision)
+    for mine, theirs in zip(detector.detect(frames), want, strict=True):
+        assert len(mine) == len(theirs) == 1
+        assert 0 < np.abs(np.subtract(mine[0].box, theirs[0].box)).max() < 0.002 * theirs[0].side
+        assert abs(mine[0].score - theirs[0].score) < 0.003
 
 
 def test_openvinos_maps_have_their_own_storage(portrait):
