@@ -257,6 +257,8 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="auto (test, else validation, else all), all, or a split's name. [auto]")
     ] = None,
+    compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data lies now.")] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="POLICY", help="uniform:N, fps:X, keyframes or all. [uniform:16]")
     ] = None,
@@ -291,7 +293,8 @@ def evaluate(
 ) -> None:
     """Measure a model: AUC per manipulation with intervals, error rates, calibration, robustness; and a report.
 
-    Exit code: 0, or 3 where a file could not be decoded.
+    Exit code: 0; 2 where an option cannot be used or the output not be written to, before anything is measured; 3 where
+    a file could not be decoded, or too few for any figure.
     """
     from fastdetect.evaluation.protocol import main as run
 
@@ -305,6 +308,8 @@ def evaluate(
         "output": output,
         "model": model,
         "split": split,
+        "compressions": compression,
+        "root": root,
         "sampling": sample,
         "max_seconds": max_seconds,
         "robustness": robustness,
@@ -439,12 +444,13 @@ def pack(
     indices: Annotated[list[Path], typer.Argument(help="index.csv files; their reals are packed.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pack goes.")],
     splits: Annotated[str, typer.Option(help="Rows of other splits stay out.")] = "train,val,test",
+    compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
     per_video: Annotated[int, typer.Option(help="Frames of each video.")] = 24,
 ) -> None:
     """Cut the faces of a data set into one folder of arrays, as training reads them."""
     from fastdetect.data.face_pack import main as run
 
-    raise typer.Exit(run(indices, output, splits=splits, per_video=per_video))
+    raise typer.Exit(run(indices, output, splits=splits, compressions=tuple(compression or ()), per_video=per_video))
 
 
 @data_app.command()
@@ -462,13 +468,15 @@ def redraw(
 
 @data_app.command()
 def index(
-    roots: Annotated[list[Path], typer.Argument(help="Data sets as they lie on disk: folders, JSON or CSV files.")],
+    roots: Annotated[
+        list[Path], typer.Argument(help="Data sets as they lie on disk: folders, JSON or CSV files; manifests, too.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="manifest.parquet, or index.csv.")],
     layout: Annotated[str, typer.Option(help="Name of the layout, where it is not to be found out.")] = "auto",
     prefer: Annotated[str, typer.Option(help="videos or frames, where a tree has both.")] = "videos",
     splits: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the set's split files are.")] = None,
     media_root: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="What paths in a JSON or CSV start at.")
+        Path | None, typer.Option(metavar="FOLDER", help="What paths in a JSON, CSV or manifest start at.")
     ] = None,
     lmdb: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds DeepfakeBench's *_lmdb folders.")] = None,
     label_map: Annotated[

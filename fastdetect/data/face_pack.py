@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class FacePack:
 
     @classmethod
     def load(cls, folder: str | Path) -> "FacePack":
-        """Open a folder that `build_pack` wrote."""
+        """Open a folder that `build_pack` wrote; DataError where it is none, or a file of it is cut short."""
         folder = Path(folder)
         try:
             names = json.loads((folder / "names.json").read_text())
@@ -82,7 +83,7 @@ class FacePack:
                 redrawn = np.load(folder / _REDRAWN, mmap_mode="r")
                 rows, redrawn_of = np.load(folder / _REDRAWN_ROWS), np.full(len(images), -1)
                 redrawn_of[rows] = np.arange(len(rows))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{folder} is not a face pack ({error}); make it with `fastdetect data pack`") from error
         return cls(images=images, redrawn=redrawn, redrawn_of=redrawn_of, **columns, **names)
 
@@ -94,33 +95,44 @@ def write_redrawn(folder: Path, images: np.ndarray, rows: np.ndarray) -> None:
     np.save(folder / _REDRAWN_ROWS, rows)
 
 
-def read_index(index: Path, *, splits: tuple[str, ...] = ("train", "val", "test")) -> list[Entry]:
+def read_index(
+    index: Path, *, splits: tuple[str, ...] = ("train", "val", "test"), compressions: tuple[str, ...] = ()
+) -> list[Entry]:
     """Read the reals of an index.csv with columns file, label, suggested_split, person or identity_group, video_group.
 
     Args:
         index: the CSV file; its `file` column is relative to the CSV's folder or to that folder's parent.
         splits: rows of other splits are left out.
+        compressions: rows of others in the column `compression` are left out; none: every row is taken.
+    Raises:
+        DataError: the index cannot be read, has no such column, or names a file that is not there.
     """
+    try:
+        with index.open(encoding="utf-8-sig", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{index} is not a readable index (CSV in UTF-8): {error}") from error
     entries = []
-    with index.open(newline="") as handle:
-        for line, row in enumerate(csv.DictReader(handle), start=2):
-            try:
-                split = row["suggested_split"]
-                if row["label"] != "real" or split not in splits:
-                    continue
-                path = index.parent / row["file"]
-                if not path.is_file():
-                    path = index.parent.parent / row["file"]
-                if not path.is_file():
-                    raise DataError(f"{index}:{line}: no file {row['file']}")
-                source = row.get("source") or Path(row["file"]).parent.name
-                person = row.get("person") or row.get("identity_group") or ""
-                # files whose person is not known are one person each
-                identity = f"{source}:{person}" if person else f"{source}:{path.stem}"
-            except KeyError as error:
-                raise DataError(f"{index}: no column {error}; it has {list(row)}") from error
-            clip = f"{source}:{row.get('video_group') or path.stem}"
-            entries.append(Entry(path, identity, split, source, clip))
+    for line, row in enumerate(rows, start=2):
+        try:
+            split = row["suggested_split"]
+            if row["label"] != "real" or split not in splits:
+                continue
+            if compressions and row["compression"] not in compressions:
+                continue
+            path = index.parent / row["file"]
+            if not path.is_file():
+                path = index.parent.parent / row["file"]
+            if not path.is_file():
+                raise DataError(f"{index}:{line}: no file {row['file']}")
+            source = row.get("source") or Path(row["file"]).parent.name
+            person = row.get("person") or row.get("identity_group") or ""
+            # files whose person is not known are one person each
+            identity = f"{source}:{person}" if person else f"{source}:{path.stem}"
+        except KeyError as error:
+            raise DataError(f"{index}: no column {error}; it has {list(row)}") from error
+        clip = f"{source}:{row.get('video_group') or path.stem}"
+        entries.append(Entry(path, identity, split, source, clip))
     return entries
 
 
@@ -203,9 +215,20 @@ def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int =
     return FacePack.load(folder)
 
 
-def main(indices: list[Path], output: Path, *, splits: str = "train,val,test", per_video: int = 24) -> int:
+def main(
+    indices: list[Path],
+    output: Path,
+    *,
+    splits: str = "train,val,test",
+    compressions: tuple[str, ...] = (),
+    per_video: int = 24,
+) -> int:
     """Run `fastdetect data pack`; returns the exit code."""
-    entries = [entry for index in indices for entry in read_index(index, splits=tuple(splits.split(",")))]
+    wanted = tuple(splits.split(","))
+    entries = [entry for index in indices for entry in read_index(index, splits=wanted, compressions=compressions)]
+    if not entries:
+        levels = f" and the compressions {', '.join(compressions)}" if compressions else ""
+        raise DataError(f"no real of the splits {splits}{levels} in {', '.join(map(str, indices))}")
     pack = build_pack(entries, output, per_video=per_video)
     skipped = (output / "skipped.txt").read_text().split()
     print(f"{output}: {len(pack)} faces of {len(pack.identities)} persons from {len(entries)} files")

@@ -107,8 +107,8 @@ _TYPES: dict[str, pa.DataType] = {
     "frame_count": pa.int64(),
 }  # fmt: skip
 _CSV_COLUMNS = (
-    "file", "label", "manipulation", "identity_group", "paired_real", "suggested_split", "sha256", "source",
-    "video_group",
+    "file", "label", "manipulation", "identity_group", "paired_real", "suggested_split", "compression", "sha256",
+    "source", "video_group",
 )  # fmt: skip
 _REPEATING = {"dataset", "manipulation", "method", "split", "compression", "container"}
 SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Sample.model_fields])
@@ -217,9 +217,18 @@ class Manifest:
                 out.writerow(
                     [
                         self.locate(s.path).resolve(), LABELS[s.label], kind if s.label == FAKE else "", s.identity,
-                        self.locate(real.path).resolve() if real else "", s.split, s.sha256, s.dataset, s.video,
+                        self.locate(real.path).resolve() if real else "", s.split, s.compression, s.sha256, s.dataset,
+                        "/".join(filter(None, (s.compression, s.video))),
                     ]
                 )  # fmt: skip
+
+
+def is_manifest(path: str | Path) -> bool:
+    """Whether a file is one that `Manifest.write` wrote as Parquet, of whatever version."""
+    try:
+        return _VERSION_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:

@@ -194,6 +194,8 @@ def main_verify(
 ) -> int:
     """Run `fastdetect data verify`; returns the exit code: 3 where something grave was found."""
     manifest = read_manifest(path, root)
+    if report is not None:
+        _write_report(report, ())  # opening every file takes long: what cannot be written to is found before
     if quick:
         problems = sorted(check(manifest), key=lambda p: (not p.grave, p.kind))
     else:
@@ -201,11 +203,18 @@ def main_verify(
         manifest.write(path)
     print_problems(problems, Console())
     if report is not None:
-        lines = [f"{'error' if p.grave else 'warning'}\t{p.kind}\t{p.key}\t{p.message}\n" for p in problems]
-        report.write_text("".join(lines), "utf-8")
+        _write_report(report, problems)
     if any(p.kind == "INTERRUPTED" for p in problems):
         return 130
     return 3 if any(p.grave for p in problems) else 0
+
+
+def _write_report(path: Path, problems: Sequence[Problem]) -> None:
+    lines = [f"{'error' if p.grave else 'warning'}\t{p.kind}\t{p.key}\t{p.message}\n" for p in problems]
+    try:
+        path.write_text("".join(lines), "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}; give another --report") from error
 
 
 def main_stats(path: Path, by: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ By = Literal["method", "type"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One video's raw score by one model."""
+    """One video's raw score by one model, and those of the faces that it rests on."""
 
     dataset: str
     file: str
@@ -27,6 +27,7 @@ class Prediction:
     manipulation: str
     identity: str
     margin: float
+    face_margins: tuple[float, ...]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -43,7 +44,7 @@ class Prediction:
 def predictions(entries: Sequence[Entry], scores: Sequence[VideoScore | str]) -> list[Prediction]:
     """The scores of the videos that have one."""
     return [
-        Prediction(e.dataset, e.name, e.label, e.manipulation, e.identity, s.margin)
+        Prediction(e.dataset, e.name, e.label, e.manipulation, e.identity, s.margin, tuple(s.face_margins.tolist()))
         for e, s in zip(entries, scores, strict=True)
         if isinstance(s, VideoScore) and s.margin is not None
     ]
@@ -58,9 +59,12 @@ def read_predictions(path: Path) -> list[Prediction]:
     try:
         rows = json.loads(path.read_text("utf-8"))["rows"]
         names = Prediction.__dataclass_fields__
-        return [Prediction(**{name: row[name] for name in names}) for row in rows]
+        found = [Prediction(**{name: row[name] for name in names}) for row in rows]
+        return [replace(row, face_margins=tuple(row.face_margins)) for row in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not the evaluation.json of `fastdetect evaluate`: {error!r}") from error
+        raise DataError(
+            f"{path} is not the evaluation.json of this version's `fastdetect evaluate` ({error!r}); measure again"
+        ) from error
 
 
 def cross_manipulation(
@@ -70,6 +74,7 @@ def cross_manipulation(
 
     Every cell is the AUC of one kind of fake against all reals, over the videos that every model has a score for, with
     95 % intervals by identity; the means are drawn together, so that the gap between them has an interval of its own.
+    All of it once for videos' scores and, under "frame", once for those of single faces.
 
     Args:
         by_model: what each model was trained on -> its predictions. A name that is no kind of fake here (a model
@@ -96,23 +101,49 @@ def cross_manipulation(
     columns = sorted(set(kinds.tolist()) - {REAL})
     if not columns or REAL not in kinds:
         raise DataError(f"cross-manipulation needs reals and fakes, got {sorted(set(kinds.tolist()))}")
-    known = {name: name for name in tables if name in columns}
-    if not known:
+    if not set(tables) & set(columns):
         raise UsageError(
             f"no model is called by a kind of fake in the data; models {', '.join(tables)}, kinds {', '.join(columns)}"
         )
-    drawn = Resamples([row.identity for row in rows], kinds.tolist(), resamples=resamples, seed=seed)
-    kept = {column: np.flatnonzero((kinds == column) | (kinds == REAL)) for column in columns}
-    rankings = {
-        (name, column): (at, Ranking(kinds[at] == column, [table[rows[i].key].margin for i in at]))
-        for name, table in tables.items()
-        for column, at in kept.items()
+    videos = {name: [[table[key].margin] for key in keys] for name, table in tables.items()}
+    faces = {name: [table[key].face_margins for key in keys] for name, table in tables.items()}
+    width = max(sum(map(len, margins)) for margins in faces.values())
+    drawn = Resamples([row.identity for row in rows], kinds.tolist(), resamples=resamples, seed=seed, width=width)
+    return {
+        "by": by,
+        "models": list(tables),
+        "columns": {column: int((kinds == column).sum()) for column in columns},
+        "reals": int((kinds == REAL).sum()),
+        "videos": len(keys),
+        "left_out": max(len(table) for table in tables.values()) - len(keys),
+        **_matrix(videos, kinds, columns, drawn),
+        "frame": _matrix(faces, kinds, columns, drawn),
     }
 
+
+def _matrix(
+    margins: Mapping[str, Sequence[Sequence[float]]], kinds: np.ndarray, columns: Sequence[str], drawn: Resamples
+) -> dict[str, Any]:
+    """AUCs of every model on every kind of fake, and their means.
+
+    Args:
+        margins: of each model, the scores of each of N videos: one, or one a face.
+        kinds: [N], what kind each video is.
+        columns: the kinds of fakes.
+        drawn: resamples of the N videos.
+    """
+    known = [name for name in margins if name in columns]
+    rankings: dict[tuple[str, str], tuple[np.ndarray, Ranking]] = {}
+    for name, lists in margins.items():
+        row_of, values = np.repeat(np.arange(len(lists)), list(map(len, lists))), np.concatenate(lists)
+        for column in columns:
+            at = np.flatnonzero(np.isin(kinds[row_of], (column, REAL)))
+            rankings[name, column] = (row_of[at], Ranking(kinds[row_of[at]] == column, values[at]))
+
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
-        cells = {cell: ranking.roc(weights[:, at]).auc() for cell, (at, ranking) in rankings.items()}
+        cells = {cell: ranking.roc(weights[:, rows]).auc() for cell, (rows, ranking) in rankings.items()}
         found = {f"cell/{name}/{column}": values for (name, column), values in cells.items()}
-        for name in tables:
+        for name in margins:
             unseen = [cells[name, column] for column in columns if column != name]
             if unseen:
                 found[f"unseen/{name}"] = np.mean(unseen, axis=0)
@@ -126,14 +157,8 @@ def cross_manipulation(
 
     found = {name: interval.as_dict() for name, interval in drawn.intervals(statistics).items()}
     return {
-        "by": by,
-        "models": list(tables),
-        "columns": {column: int((kinds == column).sum()) for column in columns},
-        "reals": int((kinds == REAL).sum()),
-        "videos": len(keys),
-        "left_out": max(len(table) for table in tables.values()) - len(keys),
-        "matrix": {name: {column: found[f"cell/{name}/{column}"] for column in columns} for name in tables},
-        "unseen": {name: found.get(f"unseen/{name}") for name in tables},
+        "matrix": {name: {column: found[f"cell/{name}/{column}"] for column in columns} for name in margins},
+        "unseen": {name: found.get(f"unseen/{name}") for name in margins},
         "mean_seen": found["seen"],
         "mean_unseen": found.get("unseen"),
         "gap": found.get("gap"),

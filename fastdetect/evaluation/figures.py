@@ -13,10 +13,12 @@ from fastdetect.evaluation.index import REAL, Entry
 from fastdetect.evaluation.metrics import Ranking
 from fastdetect.evaluation.resampling import Resamples, auc_interval, mean_auc_interval
 from fastdetect.evaluation.scoring import VideoScore
+from fastdetect.reasons import Reason
 
 GRID = np.linspace(0, 1, 101)  # false-positive rates at which the ROC curve's band is given
 _STEPS = 400  # points of the curve itself, at most
 _BINS = 10  # of the reliability diagram
+SHOWN = 5  # failures that an error tells
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
 
 
@@ -63,11 +65,14 @@ def report(
     Returns:
         The figures; where all videos are real, or all are fake, only the rates at the calibration's thresholds.
     Raises:
-        DataError: one class only, or no score at all, and no calibration.
+        DataError: no score at all, or of one class only and there is no calibration; says why files have none.
     """
     table = Table.of(entries, scores)
-    if calibration and len(set(table.labels.tolist())) == 1:
+    classes = len(set(table.labels.tolist()))
+    if calibration and classes == 1:
         return _one_class(entries, scores, table, calibration)
+    if classes < 2:
+        raise DataError(_unscored(entries, scores, table))
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     ranking = Ranking(table.labels, table.margins, "evaluation")
     drawn = Resamples(table.groups, table.labels.tolist(), **options)
@@ -86,6 +91,21 @@ def report(
         "roc": _roc(ranking, drawn),
     }
     return result | (_calibrated(table, calibration, drawn, result["rows"]) if calibration else {})
+
+
+def _unscored(entries: Sequence[Entry], scores: Sequence[VideoScore | str], table: Table) -> str:
+    """Why there are no figures: the first of the files without a score, each with its reason."""
+    reals = int((table.labels == 0).sum())
+    told = f"evaluation needs both classes, got {reals} real and {len(table.entries) - reals} fake videos with a score"
+    failed = [(e, s) for e, s in zip(entries, scores, strict=True) if isinstance(s, str)]
+    faceless = len(entries) - len(table.entries) - len(failed)
+    lines = [f"{told}, of {len(entries)}: {faceless} have too few usable faces, {len(failed)} could not be read"]
+    lines += [f"  {entry.path}: {why}" for entry, why in failed[:SHOWN]]
+    if len(failed) > SHOWN:
+        lines.append(f"  and {len(failed) - SHOWN} more")
+    if any(why.startswith(Reason.NOT_FOUND) for _, why in failed):
+        lines.append("where the data was moved, --root FOLDER says where it lies now")
+    return "\n".join(lines)
 
 
 def _counts(entries: Sequence[Entry], scores: Sequence[VideoScore | str], table: Table) -> dict[str, Any]:
@@ -110,6 +130,7 @@ def _counts(entries: Sequence[Entry], scores: Sequence[VideoScore | str], table:
                 "manipulation": e.manipulation,
                 "identity": e.identity,
                 "margin": s.margin,
+                "face_margins": s.face_margins.tolist(),
             }
             for e, s in zip(table.entries, table.scores, strict=True)
         ],
@@ -136,6 +157,7 @@ def _coverage(entries: Sequence[Entry], table: Table, label: int) -> float | Non
 
 
 def _frame_auc(table: Table, options: Mapping[str, int]) -> Any:
+    """AUC of single faces, those of the persons who decided the videos' scores."""
     row_of = np.repeat(np.arange(len(table.entries)), [score.face_margins.size for score in table.scores])
     ranking = Ranking(table.labels[row_of], np.concatenate([s.face_margins for s in table.scores]), "frame AUC")
     groups = [table.entries[row].identity for row in row_of]
@@ -152,19 +174,20 @@ def _roc(ranking: Ranking, drawn: Resamples) -> dict[str, list[float]]:
 
 
 def _by_class(table: Table, classes: Sequence[str], options: Mapping[str, int]) -> dict[str, Any]:
-    """Per class of fakes, worst first: count, identities, AUC and TPR against all reals with intervals, pairs."""
+    """Per class of fakes, worst first: count, identities, AUCs and TPR against all reals with intervals, pairs."""
     kinds = np.asarray(classes)
     result: dict[str, dict[str, Any]] = {}
     for kind in sorted(set(classes) - {REAL}):
         rows = np.flatnonzero((kinds == kind) | (kinds == REAL))
-        labels = (kinds[rows] == kind).astype(int)
-        ranking = Ranking(labels, table.margins[rows])
-        drawn = Resamples([table.entries[i].identity for i in rows], labels.tolist(), **options)
-        found = drawn.intervals(_summary(ranking))
+        part = Table([table.entries[i] for i in rows], [table.scores[i] for i in rows], table.labels[rows],
+                     table.margins[rows])  # fmt: skip
+        labels, ranking = part.labels, Ranking(part.labels, part.margins)
+        found = Resamples(part.groups, labels.tolist(), **options).intervals(_summary(ranking))
         result[kind] = {
             "fakes": int(labels.sum()),
             "identities": len({e.identity for e, c in zip(table.entries, classes, strict=True) if c == kind}),
             "auc": found["auc"].as_dict(),
+            "frame_auc": _frame_auc(part, options).as_dict(),
             "tpr@0.05": found["tpr@0.05"].as_dict(),
             "eer": found["eer"].as_dict(),
             "paired": _paired(table, kinds == kind),

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastdetect.data.layouts import read_layout
-from fastdetect.data.manifest import LABELS, Manifest, Sample, read_manifest
+from fastdetect.data.layouts import Options, read_layout
+from fastdetect.data.manifest import LABELS, Manifest, Sample
 from fastdetect.errors import DataError, UsageError
 
 REAL = "real"
@@ -26,7 +26,7 @@ class Entry:
         manipulation: "type, method" of a fake, "real" of a real.
         identity: who is in it; videos of one identity are never separated.
         paired: `key` of the real that it was made from.
-        split, sha256, dataset: empty where unknown.
+        split, compression, sha256, dataset: empty where unknown.
         sample, root: its row of a manifest and the folder that row's paths start at.
     """
 
@@ -37,6 +37,7 @@ class Entry:
     identity: str
     paired: str | None = None
     split: str = ""
+    compression: str = ""
     sha256: str = ""
     dataset: str = ""
     sample: Sample | None = None
@@ -68,35 +69,78 @@ class Videos:
     warnings: list[str]
 
 
-def read_videos(sources: Iterable[str], split: str | None = AUTO) -> Videos:
+def read_videos(
+    sources: Iterable[str],
+    split: str | None = AUTO,
+    *,
+    compressions: Sequence[str] = (),
+    root: Path | None = None,
+) -> Videos:
     """Read everything that is to be measured.
 
     Args:
         sources: index.csv files (columns `COLUMNS`), manifests (.parquet), or data sets as they lie on disk;
             NAME=PATH gives what PATH holds the name of one data set.
         split: rows of this split; "auto" takes of each data set the test split, else the validation split, else all
-            rows; None takes all.
+            rows, with a warning; None takes all.
+        compressions: rows of these levels; none: of every level.
+        root: what the paths in manifests, indices and lists start at, where the data was moved since.
     Raises:
         DataError: a source cannot be read, or a video is in it twice, or is both measured and trained on.
-        UsageError: no source, or none has a row of the split.
+        UsageError: no source, no such root, or no row of the split or of one of the compressions.
     """
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--root {root}: no such folder")
     rows: list[Entry] = []
+    warnings: list[str] = []
     for source in sources:
         name, path = _named(source)
-        found = read_index([path]) if _is_index(path) else from_manifest(_manifest(path))
+        if _is_index(path):
+            found = read_index([path], root=root)
+        else:
+            manifest, told = read_layout(path, options=Options(media_root=root))
+            found = from_manifest(manifest)
+            warnings += [f"{path}: {text}" for text in told]
         rows += [replace(entry, dataset=name) for entry in found] if name else found
     if not rows:
         raise UsageError("nothing to measure: name index.csv files, manifests or data sets")
     rows = _merge_pairs(rows)
     _unique(rows)
-    wanted = {name: _split_of(name, rows, split) for name in {row.dataset for row in rows}}
-    entries = [row for row in rows if wanted[row.dataset] in (None, row.split)]
+    levels = _of_levels(rows, compressions)
+    wanted = {name: _split_of(name, levels, split) for name in {row.dataset for row in levels}}
+    entries = [row for row in levels if wanted[row.dataset] in (None, row.split)]
     if not entries:
-        have = ", ".join(sorted({row.split or "no split" for row in rows}))
+        have = ", ".join(sorted({row.split or "no split" for row in levels}))
         raise UsageError(f"no video of the split {split!r}; there are {have}; --split all takes every row")
+    for name in sorted({row.dataset for row in rows} - set(wanted)):
+        warnings.append(f"{name} has no video of the compression {', '.join(compressions)}: nothing of it is measured")
+    for name in sorted(name for name, of in wanted.items() if split == AUTO and of is None):
+        number = sum(row.dataset == name for row in entries)
+        warnings.append(
+            f"{name or 'what was named'} has no test and no validation split: all its {number} videos are measured, "
+            "those too that the model may have been trained on (--split all says that this is meant)"
+        )
+    for name in sorted(wanted):
+        mixed = sorted({row.compression for row in entries if row.dataset == name})
+        if len(mixed) > 1 and not compressions:
+            warnings.append(
+                f"{name} is measured at {len(mixed)} compressions mixed ({', '.join(mixed)}): --compression"
+            )
     chosen = set(map(id, entries))
     others = [row for row in rows if id(row) not in chosen]
-    return Videos(entries, others, overlap(entries, [row for row in others if row.split == "train"]))
+    warnings += overlap(entries, [row for row in others if row.split == "train"])
+    return Videos(entries, others, warnings)
+
+
+def _of_levels(rows: list[Entry], compressions: Sequence[str]) -> list[Entry]:
+    """The rows of the asked compressions; each must be there, so that a slip of the pen measures nothing else."""
+    have = sorted({row.compression for row in rows})
+    absent = [level for level in compressions if level not in have]
+    if absent:
+        raise UsageError(
+            f"no video of the compression {', '.join(absent)}; there are {', '.join(level or 'none' for level in have)}"
+        )
+    return [row for row in rows if not compressions or row.compression in compressions]
 
 
 def _named(source: str) -> tuple[str, Path]:
@@ -107,16 +151,8 @@ def _named(source: str) -> tuple[str, Path]:
 def _is_index(path: Path) -> bool:
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:  # reading it all says what is wrong
         return "suggested_split" in next(csv.reader(stream), [])
-
-
-def _manifest(path: Path) -> Manifest:
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return read_manifest(path)
-    if path.suffix.lower() in (".csv", ".parquet") and not path.is_file():
-        raise DataError(f"no such file: {path}")
-    return read_layout(path)[0]
 
 
 def _split_of(dataset: str, rows: Sequence[Entry], split: str | None) -> str | None:
@@ -172,6 +208,7 @@ def from_manifest(manifest: Manifest) -> list[Entry]:
             identity=sample.identity or sample.key,
             paired=reals.get(sample.pair) if sample.label else None,
             split=sample.split,
+            compression=sample.compression,
             sha256=sample.sha256,
             dataset=sample.dataset,
             sample=sample,
@@ -189,56 +226,64 @@ def _manipulation(sample: Sample) -> str:
     return f"{kind}, {sample.method}" if sample.method else kind
 
 
-def read_index(paths: Iterable[str | Path], split: str | None = None) -> list[Entry]:
+def read_index(paths: Iterable[str | Path], split: str | None = None, *, root: Path | None = None) -> list[Entry]:
     """Read index files.
 
     Identities that a fake and its own real name differently are made one, so that a bootstrap never
     separates them.
 
     Args:
-        paths: CSV files with the columns of `COLUMNS` (sha256 and dataset too where there are any).
+        paths: CSV files with the columns of `COLUMNS` (compression, sha256 and dataset too where there are any).
         split: keep rows whose `suggested_split` is this; None keeps all.
+        root: what the paths in them start at; by default their own folder or that folder's parent.
     Raises:
-        DataError: no such file, a column or file is missing, a label is unknown, a file is listed twice.
+        DataError: no such file or it is not UTF-8, a column or file is missing, a label is unknown, a file is listed
+            twice.
     """
     entries: list[Entry] = []
     for index in map(Path, paths):
         if not index.is_file():
             raise DataError(f"{index}: no such index; wanted a CSV file with the columns {', '.join(COLUMNS)}")
-        with index.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = sorted(set(COLUMNS) - set(reader.fieldnames or []))
-            if missing:
-                raise DataError(f"{index}: no column {', '.join(missing)}; wanted {', '.join(COLUMNS)}")
-            entries += [_entry(index, row) for row in reader]
+        try:
+            with index.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream)
+                rows, columns = list(reader), reader.fieldnames or []
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{index} is not a readable index (CSV in UTF-8): {error}") from error
+        missing = sorted(set(COLUMNS) - set(columns))
+        if missing:
+            raise DataError(f"{index}: no column {', '.join(missing)}; wanted {', '.join(COLUMNS)}")
+        bases = [root] if root else [index.parent, index.parent.parent]
+        entries += [_entry(index, row, bases) for row in rows]
     _unique(entries)
     return [entry for entry in _merge_pairs(entries) if split is None or entry.split == split]
 
 
-def _entry(index: Path, row: Mapping[str, str]) -> Entry:
+def _entry(index: Path, row: Mapping[str, str], bases: Sequence[Path]) -> Entry:
     if row["label"] not in ("real", "fake"):
         raise DataError(f"{index}: {row['file']} has label {row['label']!r}; wanted real or fake")
     label = int(row["label"] == "fake")
     if label and (not row["manipulation"] or row["manipulation"] == REAL):
         raise DataError(f"{index}: {row['file']} is fake but its manipulation is {row['manipulation']!r}")
     return Entry(
-        path=_resolve(index, row["file"]),
+        path=_resolve(index, row["file"], bases),
         name=row["file"],
         label=label,
         manipulation=row["manipulation"] if label else REAL,
         identity=row["identity_group"] or row["file"],
-        paired=str(_resolve(index, row["paired_real"])) if row["paired_real"] else None,
+        paired=str(_resolve(index, row["paired_real"], bases)) if row["paired_real"] else None,
         split=row["suggested_split"],
+        compression=row.get("compression") or "",
         sha256=row.get("sha256", ""),
         dataset=row.get("dataset", ""),
     )
 
 
-def _resolve(index: Path, name: str) -> Path:
-    for base in (index.parent, index.parent.parent):
+def _resolve(index: Path, name: str, bases: Sequence[Path]) -> Path:
+    for base in bases:
         if (base / name).is_file():
             return (base / name).resolve()
-    raise DataError(f"{index}: {name} is neither in {index.parent} nor in {index.parent.parent}")
+    raise DataError(f"{index}: {name} is not in {' nor in '.join(map(str, bases))}; --root says where the data lies")
 
 
 def _unique(entries: Sequence[Entry]) -> None:

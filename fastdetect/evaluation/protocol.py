@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -41,6 +42,8 @@ class EvaluateConfig(BaseModel):
         index: index.csv files, manifests or data sets, [NAME=]PATH; see `read_videos`.
         model: model folder, name of a shipped model, or Hub id.
         split: rows of this split; auto, or all.
+        compressions: rows of these levels; none: of every level.
+        root: what the paths in manifests, indices and lists start at, where the data was moved since.
         sampling, max_seconds: which frames; calibrated thresholds hold for the policy they were fitted with.
         robustness: parts of the grid, see `parse_conditions`.
         synthetic: kinds of fakes to make from the reals, see `parse_kinds`.
@@ -61,6 +64,8 @@ class EvaluateConfig(BaseModel):
     index: list[str] = []
     model: str = "fastdetect-small"
     split: str = AUTO
+    compressions: list[str] = []
+    root: Path | None = None
     sampling: str = "uniform:16"
     max_seconds: float | None = Field(default=None, gt=0)
     robustness: list[str] = []
@@ -128,13 +133,14 @@ def evaluate(
 
 
 def _videos(settings: EvaluateConfig) -> Videos:
-    videos = read_videos(settings.index, None if settings.split == "all" else settings.split)
+    split, root = None if settings.split == "all" else settings.split, settings.root
+    videos = read_videos(settings.index, split, compressions=settings.compressions, root=root)
     if settings.trained_on:
-        known = read_videos(settings.trained_on, None).entries
-        splits = {row.split for row in known}
-        videos.warnings.extend(
-            overlap(videos.entries, [r for r in known if r.split == "train" or "train" not in splits])
-        )
+        known = read_videos(settings.trained_on, None, root=root)
+        splits = {row.split for row in known.entries}
+        trained = [row for row in known.entries if row.split == "train" or "train" not in splits]
+        told = [text for text in known.warnings if text not in videos.warnings]
+        videos.warnings.extend(told + overlap(videos.entries, trained))
     return videos
 
 
@@ -181,6 +187,7 @@ def _about(
         "precision": engine.precision,
         "fastdetect": __version__,
         "splits": sorted({entry.split for entry in videos.entries}),
+        "compressions": sorted({entry.compression for entry in videos.entries} - {""}) or None,
         "warnings": warnings,
     }
 
@@ -229,6 +236,16 @@ def _folder(name: str) -> str:
     return re.sub(r"[^\w+-]+", "_", name)
 
 
+def _writable(folder: Path) -> None:
+    """Make the output folder before anything is measured, which takes long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
+
+
 def _write(result: Mapping[str, Any], folder: Path, title: str) -> str:
     """Write the JSON, CSV and Markdown of a result; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,15 +266,19 @@ def main(config: Path | None, overrides: Sequence[str] = (), options: Mapping[st
 
     Returns:
         The exit code: 0, or 3 where a file could not be decoded.
+    Raises:
+        UsageError: a setting cannot be used, or the output not be written to; before anything is measured.
+        DataError, CheckpointError: as in `evaluate`.
     """
     settings = configuration.load(EvaluateConfig, config, overrides, options)
     console, log = Console(), Console(stderr=True)
+    if settings.trained and settings.protocol == "standard":
+        raise UsageError("--trained names models for --protocol cross-manipulation; give that, or --model")
+    _writable(settings.output)
     pictures: dict[str, Pictures] = {}
     videos: dict[str, Entry] = {}
     if settings.protocol == "cross-manipulation":
         result, title = evaluate_across(settings, log), "Cross-manipulation"
-    elif settings.trained:
-        raise UsageError("--trained names models for --protocol cross-manipulation; give that, or --model")
     else:
         result, pictures, videos = evaluate(settings, log)
         title = f"Evaluation of {result['model']}"

@@ -49,6 +49,8 @@ class Resamples:
         classes: [N], real or fake, or the manipulation type.
         resamples: how many.
         seed: the same seed gives the same resamples.
+        width: columns of the widest table that a statistic makes of its weights, where that is more than N; bounds
+            the memory, changes no number.
     Raises:
         DataError: one class only, or a class that hardly any resample contains.
     """
@@ -60,6 +62,7 @@ class Resamples:
         *,
         resamples: int = 2000,
         seed: int = 0,
+        width: int = 0,
     ) -> None:
         if len(groups) != len(classes):
             raise ShapeError(f"bootstrap: {len(groups)} groups, {len(classes)} classes; wanted one of each a row")
@@ -71,11 +74,12 @@ class Resamples:
         holds[self._group_of, kind_of] = True
         spread = holds.sum(0)
         self.rarest = int(spread.min())
+        self._width = max(width, len(groups))
         self._counts = _draw(holds, spread, resamples, np.random.default_rng(seed), kinds.tolist())
 
     def weights(self) -> Iterator[np.ndarray]:
         """How often each row is in each resample, [b,N] a chunk."""
-        step = max(1, _CHUNK // len(self._group_of))
+        step = max(1, _CHUNK // self._width)
         for start in range(0, len(self._counts), step):
             yield self._counts[start : start + step, self._group_of]
 

@@ -159,30 +159,31 @@ def _cross(result: Mapping[str, Any]) -> list[str]:
 
 
 def cross_markdown(cross: Mapping[str, Any]) -> list[str]:
-    """The cross-manipulation matrix as a Markdown table; what a model was trained on is bold."""
+    """The cross-manipulation matrices, of videos and of frames, as Markdown; what a model was trained on is bold."""
     columns = [f"{column} ({n})" for column, n in cross["columns"].items()]
-    lines = [
-        f"Trained on (rows), measured on (columns, with their numbers of fakes), against {cross['reals']} reals:",
-        "",
-        f"| trained on | {' | '.join(columns)} | mean of unseen |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for name, row in cross["matrix"].items():
-        cells = [
-            f"**{interval_text(cell)}**" if name == column else interval_text(cell) for column, cell in row.items()
+    lines = [f"Trained on (rows), measured on (columns, with their numbers of fakes), against {cross['reals']} reals."]
+    for title, part in (("Video AUC", cross), ("Frame AUC", cross["frame"])):
+        lines += [
+            "",
+            f"| {title}, trained on | {' | '.join(columns)} | mean of unseen |",
+            "|---" * (len(columns) + 2) + "|",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {interval_text(cross['unseen'][name])} |")
-    return [
-        *lines,
-        "",
-        f"Seen {interval_text(cross['mean_seen'])}, unseen {interval_text(cross['mean_unseen'])}, "
-        f"gap {interval_text(cross['gap'])}.",
-    ]
+        for name, row in part["matrix"].items():
+            cells = [
+                f"**{interval_text(cell)}**" if name == column else interval_text(cell) for column, cell in row.items()
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} | {interval_text(part['unseen'][name])} |")
+        lines += [
+            "",
+            f"{title}: seen {interval_text(part['mean_seen'])}, unseen {interval_text(part['mean_unseen'])}, "
+            f"gap {interval_text(part['gap'])}.",
+        ]
+    return lines
 
 
 def write_csv(result: Mapping[str, Any], folder: Path) -> None:
     """Write scores.csv (a line a video) and figures.csv (a line a figure: its name, value, low, high)."""
-    rows = result.get("rows", [])
+    rows = [{name: value for name, value in row.items() if name != "face_margins"} for row in result.get("rows", [])]
     if rows:
         with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as stream:
             out = csv.DictWriter(stream, list(rows[0]))

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from dataset_trees import write_json, write_video
+from dataset_trees import faceforensics, write_json, write_video
 from typer.testing import CliRunner
 
 from fastdetect.cli import app
+from fastdetect.data import verify
+from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.layouts.command import read_label_map
 from fastdetect.data.manifest import read_manifest
-from fastdetect.errors import UsageError
+from fastdetect.errors import DataError, UsageError
+from fastdetect.evaluation.index import read_videos
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,50 @@ def test_index_csv_for_pack_and_evaluate_and_errors_as_usage(ff: Path, tmp_path:
         run("stats", tmp_path / "again.parquet", "--by", "speed")
     with pytest.raises(UsageError, match="nothing to extract"):
         run("extract", tmp_path / "again.parquet", "-o", tmp_path / "x", "--split", "val")
+
+
+def test_a_report_that_cannot_be_written_is_found_before_files_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na.mp4,real\n")
+    run("index", tmp_path / "t.csv", "-o", tmp_path / "m.parquet")
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: pytest.fail("it opens files"))
+    with pytest.raises(UsageError, match="give another --report"):
+        run("verify", tmp_path / "m.parquet", "--report", tmp_path / "no" / "x.txt")
+
+
+def test_indices_and_packs_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    index = tmp_path / "index.csv"
+    with pytest.raises(DataError, match=r"index\.csv is not a readable index"):
+        run("pack", index, "-o", tmp_path / "pack")
+    index.write_bytes("file,label,suggested_split\nü.mp4,real,train\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        run("pack", index, "-o", tmp_path / "pack")
+    index.write_text("file,label,suggested_split\na.mp4,real,train\n")
+    with pytest.raises(DataError, match="no column 'compression'"):
+        run("pack", index, "-o", tmp_path / "pack", "--compression", "c23")
+    with pytest.raises(DataError, match="no real of the splits test in"):
+        run("pack", index, "-o", tmp_path / "pack", "--splits", "test")
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "names.json").write_text("{}")
+    np.savez(pack / "faces.npz", split=np.zeros(9))
+    whole = (pack / "faces.npz").read_bytes()
+    (pack / "faces.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="is not a face pack"):
+        FacePack.load(pack)
+
+
+def test_an_index_keeps_compressions_apart(tmp_path: Path) -> None:
+    """One video at two levels is two clips of a pack; a clip of both would have every frame twice."""
+    root = faceforensics(tmp_path / "ff")
+    assert run("index", root, "-o", tmp_path / "ff.csv")[0] == 0
+    every = read_index(tmp_path / "ff.csv", splits=("test",))
+    assert [entry.clip for entry in every] == ["FaceForensics++:c23/071", "FaceForensics++:c40/071"]
+    assert {entry.identity for entry in every} == {"FaceForensics++:ffpp:071"}
+    (one,) = read_index(tmp_path / "ff.csv", splits=("test",), compressions=("c23",))
+    assert one.clip == "FaceForensics++:c23/071"
+    assert len(read_videos([str(tmp_path / "ff.csv")], compressions=["c23"]).entries) == 1
 
 
 def test_label_maps(tmp_path: Path) -> None:

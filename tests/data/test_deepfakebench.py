@@ -89,6 +89,75 @@ def test_somebody_elses_root_is_cut_off(tmp_path: Path) -> None:
     assert (sample.target_identity, sample.source_identity) == ("celebdf:id0", "celebdf:id16")
 
 
+@pytest.mark.parametrize("gone", range(3))
+def test_a_frame_that_is_missing_hides_no_other(tmp_path: Path, gone: int) -> None:
+    """Behind somebody else's root, whichever frame it is: also in the masks and in an LMDB."""
+    frames = [f"/their/data/UADFV/fake/frames/0000_fake/{n}.png" for n in range(3)]
+    masks = [frame.replace("/frames/", "/masks/") for frame in frames]
+    table = {"UADFV": {"UADFV_Fake": {"test": {"0000_fake": record("UADFV_Fake", frames, masks=masks)}}}}
+    write_json(tmp_path / "UADFV.json", table)
+    there = [n for n in range(3) if n != gone]
+    for kind in ("frames", "masks"):
+        touch(tmp_path / "data", *(f"UADFV/fake/{kind}/0000_fake/{n}.png" for n in there))
+    manifest, _ = read_layout(tmp_path / "UADFV.json", options=Options(media_root=tmp_path / "data"))
+    (sample,) = manifest
+    assert [n for n, name in enumerate(sample.frames) if manifest.locate(name).is_file()] == there
+    assert [Path(name).name for name in sample.masks] == [f"{n}.png" for n in there]
+    assert [p.kind for p in check(manifest)] == ["MISSING_FILE"]
+    folder = tmp_path / "lmdbs" / "UADFV_lmdb"
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), map_size=2**22) as env, env.begin(write=True) as txn:
+        for n in there:
+            txn.put(frames[n].removeprefix("/their/data/").replace("/", "\\").encode(), b"x")
+    for frame in table["UADFV"]["UADFV_Fake"]["test"].values():
+        frame["frames"] = [name.removeprefix("/their/data/") for name in frame["frames"]]
+    write_json(tmp_path / "UADFV.json", table)
+    manifest, warnings = read_layout(
+        tmp_path / "UADFV.json", options=Options(lmdb=folder.parent, media_root=folder.parent)
+    )
+    assert [len(sample.frames) for sample in manifest] == [2]
+    assert "lacks 1 of the frames" in warnings[0]
+
+
+def test_persons_are_the_tree_readers(tmp_path: Path) -> None:
+    sets = {
+        "UADFV": {"UADFV_Real": "0000", "UADFV_Fake": "0000_fake"},
+        "DFDCP": {"DFDCP_Real": "1003254_A_001", "DFDCP_FakeA": "1255229_1003254_A_001"},
+        "simswap_ff": {"simswap_Real": "000", "simswap_Fake": "000_003"},
+        "mine": {"mine_real": "12", "mine_fake": "12_5"},
+    }
+    for name, labels in sets.items():
+        table = {label: {"test": {v: record(label, [f"{name}/{v}/0.png"])}} for label, v in labels.items()}
+        write_json(tmp_path / f"{name}.json", {name: table})
+    manifest, _ = read_layout(tmp_path)
+    found = {name: [(s.identity, s.source_identity, s.pair) for s in manifest.where(dataset=name)] for name in sets}
+    assert found == {
+        "UADFV": [("uadfv:0000", "", "UADFV/0000")] * 2,
+        "DFDCP": [
+            ("dfdcp:1003254", "", "DFDCP/1003254_A_001"),
+            ("dfdcp:1003254", "dfdcp:1255229", "DFDCP/1003254_A_001"),
+        ],
+        "simswap_ff": [("ffpp:000", "", "simswap_ff//000"), ("ffpp:000", "ffpp:003", "simswap_ff//000")],
+        "mine": [("mine:12", "", ""), ("mine:12_5", "", "")],  # names of one's own say nothing of FF++'s persons
+    }
+
+
+@pytest.mark.parametrize("table", ["a text", {"odd_fake": "a text"}])
+def test_a_set_or_label_that_is_no_table_is_refused(tmp_path: Path, table: Any) -> None:
+    good = {"x_real": {"train": {"v": record("x_real", ["x/v/0.png"])}}}
+    write_json(tmp_path / "x.json", {"x": good | table} if isinstance(table, dict) else {"x": good, "y": table})
+    with pytest.raises(DataError, match=r"x\.json: .* is 'a text'; wanted a table"):
+        read_layout(tmp_path)
+
+
+def test_frames_that_are_no_names_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    videos = {"v": record("x_real", ["x/v/0.png"]), "w": {"label": "x_real", "frames": [1, 2]}}
+    write_json(tmp_path / "x.json", {"x": {"x_real": {"train": videos}}})
+    manifest, warnings = read_layout(tmp_path)
+    assert [s.video for s in manifest] == ["v"]
+    assert "/w is left out" in warnings[0]
+
+
 def test_malformed_val_empty_and_odd_records_are_told(tmp_path: Path) -> None:
     table = {
         "DFDC": {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -75,6 +76,28 @@ def test_faceforensics_frames_are_in_order_of_time(tmp_path: Path) -> None:
     assert next(iter(read(tmp_path, prefer="frames")[0].values())).frames == sample.frames
 
 
+def test_a_video_that_has_frames_only_is_not_lost_among_videos(tmp_path: Path) -> None:
+    part = tmp_path / "original_sequences/youtube/c23"
+    touch(part, "videos/000.mp4", "videos/poster.jpg", "frames/000/0.png", "frames/003/0.png", "frames/003/1.png")
+    found = {s.video: (Path(s.path).suffix, len(s.frames)) for s in read(tmp_path)[0].values()}
+    assert found == {"000": (".mp4", 0), "003": ("", 2)}
+    touch(part, "videos/071.mp4")
+    (part / "videos/poster.jpg").unlink()
+    found = {s.video: (Path(s.path).suffix, len(s.frames)) for s in read(tmp_path, prefer="frames")[0].values()}
+    assert found == {"000": ("", 1), "003": ("", 2), "071": (".mp4", 0)}
+
+
+def test_folders_of_options_that_do_not_help_are_told(tmp_path: Path) -> None:
+    root = faceforensics(tmp_path / "ff")
+    for name in ("splits", "media_root", "lmdb"):
+        with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')} .*nowhere: no such folder"):
+            read(root, **{name: tmp_path / "nowhere"})
+    (tmp_path / "empty").mkdir()
+    samples, warnings = read(root, splits=tmp_path / "empty")
+    assert {s.split for s in samples.values() if s.dataset == "FaceForensics++"} == {"train", "test"}
+    assert "empty has no train.json, val.json and test.json; they are looked for elsewhere" in warnings[0]
+
+
 def test_faceforensics_flat_and_dfd_with_blanks_in_names(tmp_path: Path) -> None:
     root = tmp_path / "FaceForensics++_C23"
     touch(root, "original/000.mp4", "Deepfakes/000_003.mp4", "DeepFakeDetection/01_02__hugging_happy__YVGY8LOK.mp4")
@@ -142,6 +165,16 @@ def test_dfdc_parts_unpacked_and_zipped(tmp_path: Path) -> None:
     assert [p.split("/")[-1] for p in gone(tmp_path, samples)] == ["lost"]
     assert any("not on disk" in text for text in warnings)
     assert any("unlabelled" in text for text in warnings)
+
+
+def test_dfdc_videos_without_any_label_file_are_told(tmp_path: Path) -> None:
+    """Kaggle's tree: train_sample_videos/ has a metadata.json, test_videos/ has nothing."""
+    write_json(tmp_path / "train_sample_videos/metadata.json", {"aaa.mp4": {"label": "REAL", "split": "train"}})
+    touch(tmp_path, "train_sample_videos/aaa.mp4", "test_videos/bbb.mp4", "test_videos/ccc.mp4")
+    samples, warnings = read(tmp_path)
+    assert [s.video for s in samples.values()] == ["aaa"]
+    assert len(warnings) == 1
+    assert re.search(r"2 videos in .*test_videos are left out", warnings[0])
 
 
 def test_dfdc_test_set_with_labels_csv_where_one_is_fake(tmp_path: Path) -> None:
@@ -268,6 +301,19 @@ def test_df40(tmp_path: Path) -> None:
     assert [s.label for s in samples if "styleclip" in s.path] == [1, 0]
 
 
+def test_df40_splits_are_folders_called_so_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path / "latest_DF40"
+    touch(root, "simswap/ff/frames/000_003/0.png", "DF40_test/fomm/ff/frames/000_003/0.png")
+    touch(root, "sadtalker/valuable/cdf/frames/id0_id16_0003/0.png")
+    for split, pairs in (("train", [["000", "003"]]), ("val", []), ("test", [])):
+        write_json(root / f"{split}.json", pairs)
+    found = {s.method: s.split for s in read(root)[0].values()}
+    assert found == {"simswap": "train", "fomm": "test", "sadtalker": ""}
+    part = tmp_path / "DF40_train"
+    touch(part, "fomm/cdf/frames/id0_id16_0003/0.png")
+    assert {s.split for s in read(part)[0].values()} == {"train"}
+
+
 def test_df40_says_where_its_reals_are(tmp_path: Path) -> None:
     touch(tmp_path, "train/fomm/ff/frames/000_003/0.png")
     samples, warnings = read(tmp_path)
@@ -359,6 +405,27 @@ def test_an_index_in_the_folder_and_parquet_tables(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["videos/a.mp4"], "label": [1]}), tmp_path / "t.parquet")
     (sample,) = read(tmp_path / "t.parquet")[0].values()
     assert (sample.label, sample.path) == (1, "videos/a.mp4")
+
+
+def test_a_manifest_is_read_as_what_it_is(tmp_path: Path) -> None:
+    """Our own Parquet has the columns path and label too, but its paths start at its root."""
+    first, _ = read_layout(faceforensics(tmp_path / "ff"))
+    first.write(tmp_path / "elsewhere" / "ff.parquet")
+    assert detect_layout(tmp_path / "elsewhere" / "ff.parquet").name == "manifest"
+    again, warnings = read_layout(tmp_path / "elsewhere" / "ff.parquet")
+    assert (again, warnings) == (first, [])
+    (tmp_path / "ff").rename(tmp_path / "moved")
+    moved, _ = read_layout(tmp_path / "elsewhere" / "ff.parquet", options=Options(media_root=tmp_path / "moved"))
+    assert not [p for p in check(moved) if p.kind == "MISSING_FILE"]
+
+
+def test_a_table_whose_files_are_not_there_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "t.csv").write_text("path,label\na.mp4,real\nb.mp4,fake\n")
+    samples, warnings = read(tmp_path / "t.csv")
+    assert len(samples) == 2
+    assert "1 of the 2 files" in warnings[0]
+    assert "--media-root" in warnings[0]
 
 
 def test_unknown_tree_says_what_was_looked_for_and_what_is_below(tmp_path: Path) -> None:

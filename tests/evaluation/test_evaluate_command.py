@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fastdetect.cli import app
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.face_shape import MEAN_FIVE
+from fastdetect.data.manifest import Manifest, Sample
 from fastdetect.engines.export import export_model
 from fastdetect.engines.load import deciding_part
 from fastdetect.engines.torch_engine import TorchEngine
@@ -124,6 +125,12 @@ def test_cross_manipulation(index: Path, model: Path, tmp_path: Path) -> None:
     assert result["gap"]["value"] == 0
     own = json.loads((tmp_path / "both/red/evaluation.json").read_text())
     assert own["overall"]["auc"]["value"] in (0.0, 0.5, 1.0)
+    assert own["types"]["tint"]["frame_auc"]["value"] == pytest.approx(own["frame_auc"])  # the only type
+    cells = [result["frame"]["matrix"]["red"][column]["value"] for column in ("dark", "red")]
+    assert np.mean(cells) == pytest.approx(own["frame_auc"])  # as many faces in either fake
+    figures = (tmp_path / "both/figures.csv").read_text()
+    assert "cross_manipulation/frame/matrix/red/dark," in figures
+    assert "face_margins" not in (tmp_path / "both/red/scores.csv").read_text()
     told = {name: str(tmp_path / f"both/{name}/evaluation.json") for name in ("red", "dark")}
     again = COMMON | {"protocol": "cross-manipulation", "output": tmp_path / "again", "trained": told}
     assert protocol.main(None, [], again) == 0  # nothing is decoded
@@ -142,15 +149,44 @@ def test_settings_that_cannot_be_used(index: Path, tmp_path: Path) -> None:
         (["resamples=1"], "resamples"),
         (["protocol=cross-manipulation", "trained={A: a.json}"], "cannot be read|not the evaluation.json"),
         (["split"], "wanted key=value"),
+        (["compressions=[c23]"], "no video of the compression c23"),
+        (["root=/nowhere/at/all"], "no such folder"),
     ):
         with pytest.raises((UsageError, DataError), match=message):
             protocol.main(None, [f"index=[{index}]", *overrides], {"output": tmp_path / "none"})
-    assert not (tmp_path / "none").exists()
+    assert list((tmp_path / "none").iterdir()) == []
     assert EvaluateConfig(index=["a"]).split == "auto"
     assert parse_kinds(["swap", "all"])[0] == "swap"
 
 
-def test_options_of_the_command_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["file/below", "file", "/proc/x"])
+def test_an_output_that_cannot_be_written_to_is_found_before_anything_is_measured(
+    index: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Runner, "run", lambda *_, **__: pytest.fail("it measures"))
+    with pytest.raises(UsageError, match=r"cannot write to .*give another --output"):
+        protocol.main(None, [], COMMON | {"index": [str(index)], "output": tmp_path / place})
+
+
+def test_when_every_file_fails_the_error_says_which_and_why(model: Path, tmp_path: Path) -> None:
+    rows = tuple(
+        Sample(dataset="s", video=f"v{n}", path=f"v{n}.mp4", label=n % 2, split="test", manipulation="swap")
+        for n in range(8)
+    )
+    Manifest(rows, tmp_path).write(tmp_path / "m.parquet")
+    options = COMMON | {"index": [str(tmp_path / "m.parquet")], "model": str(model), "output": tmp_path / "out"}
+    with pytest.raises(DataError) as caught:
+        protocol.main(None, [], options)
+    text = str(caught.value)
+    assert "got 0 real and 0 fake videos with a score, of 8: 0 have too few usable faces, 8 could not be read" in text
+    assert f"{tmp_path / 'v0.mp4'}: NOT_FOUND" in text
+    assert "and 3 more" in text
+    assert "--root FOLDER" in text
+
+
+def test_options_of_the_command_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     seen: list[EvaluateConfig] = []
 
     def run(settings: EvaluateConfig, console: object) -> None:
@@ -164,12 +200,14 @@ def test_options_of_the_command_reach_the_settings(monkeypatch: pytest.MonkeyPat
         CliRunner().invoke(app, [*shared, "--robustness", "jpeg", "--robustness", "h264:23"]).exception
     )
     across = ["--protocol", "cross-manipulation", "--trained", "A=x/model", "--trained", "B=y.json", "--by", "type"]
-    CliRunner().invoke(app, [*shared, *across, "--threads", "2", "--split", "all"])
+    levels = ["--compression", "c23", "--compression", "c40", "--root", "data"]
+    CliRunner().invoke(app, [*shared, *across, *levels, "--threads", "2", "--split", "all"])
     first, second = seen
     assert first.index == ["a.csv", "mine=b.parquet"]
     assert (first.robustness, first.media, first.sampling, first.seed) == (["jpeg", "h264:23"], False, "fps:2", 3)
     assert (second.trained, second.by) == ({"A": "x/model", "B": "y.json"}, "type")
     assert (second.threads, second.split, second.output) == (2, "all", Path("out"))
+    assert (second.compressions, second.root) == (["c23", "c40"], Path("data"))
     refused = CliRunner().invoke(app, ["evaluate", "--trained", "A"]).exception
     assert "wanted KIND=MODEL" in str(refused)
 

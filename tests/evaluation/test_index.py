@@ -46,10 +46,10 @@ def test_paths_may_be_relative_to_the_index_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("v/none.mp4", "real", "", "x", "", ""), "v/none.mp4 is neither in"),
+        (("v/none.mp4", "real", "", "x", "", ""), "v/none.mp4 is not in .* nor in .*--root"),
         (("v/a.mp4", "genuine", "", "x", "", ""), "label 'genuine'; wanted real or fake"),
         (("v/a.mp4", "fake", "", "x", "", ""), "manipulation is ''"),
-        (("v/swap.mp4", "fake", "face swap", "x", "v/none.mp4", ""), "v/none.mp4 is neither in"),
+        (("v/swap.mp4", "fake", "face swap", "x", "v/none.mp4", ""), "v/none.mp4 is not in"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, row: tuple[str, ...], message: str) -> None:
@@ -64,6 +64,61 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         read_index([write(tmp_path, [ROWS[0][:-1]], COLUMNS[:-1])])
     with pytest.raises(DataError, match="no such index"):
         read_index([tmp_path / "missing.csv"])
+    index = write(tmp_path, ROWS)
+    index.write_bytes(index.read_bytes() + "v/ü.mp4,real,,ü,,test\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not a readable index \(CSV in UTF-8\)"):
+        read_videos([str(index)])
+    index.write_bytes("file,labél,suggested_split\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"UTF-8"):
+        read_videos([str(index)])
+
+
+def test_data_that_was_moved_is_found_below_the_root(tmp_path: Path) -> None:
+    index = write(tmp_path, ROWS)
+    Manifest((sample("a", 0, "v/a.mp4"),), tmp_path).write(tmp_path / "m.parquet")
+    index = index.rename(tmp_path / "index.csv")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "v").rename(tmp_path / "new" / "v")
+    with pytest.raises(DataError, match="--root"):
+        read_videos([str(index)])
+    for source in (index, tmp_path / "m.parquet"):
+        found = read_videos([str(source)], None, root=tmp_path / "new").entries
+        assert all(entry.path.is_file() for entry in found)
+    with pytest.raises(UsageError, match=r"--root .*nowhere: no such folder"):
+        read_videos([str(index)], root=tmp_path / "nowhere")
+
+
+def test_one_compression_of_several(tmp_path: Path) -> None:
+    rows = tuple(
+        sample(f"{kind}{n}", int(kind == "f"), f"{level}/{kind}{n}.mp4", compression=level, identity=f"p{n}")
+        for level in ("c23", "c40") for kind in "rf" for n in range(2)
+    )  # fmt: skip
+    other = sample("o", 0, "o.mp4", dataset="other", identity="q")
+    Manifest((*rows, other), tmp_path).write(tmp_path / "m.parquet")
+    found = read_videos([str(tmp_path / "m.parquet")], compressions=["c23"])
+    assert {entry.compression for entry in found.entries} == {"c23"}
+    assert (len(found.entries), len(found.others)) == (4, 5)
+    assert found.warnings == ["other has no video of the compression c23: nothing of it is measured"]
+    both = read_videos([str(tmp_path / "m.parquet")], compressions=["c23", ""])
+    assert (len(both.entries), both.warnings) == (5, [])
+    mixed = read_videos([str(tmp_path / "m.parquet")])
+    assert mixed.warnings == ["set is measured at 2 compressions mixed (c23, c40): --compression"]
+    with pytest.raises(UsageError, match="no video of the compression c22; there are none, c23, c40"):
+        read_videos([str(tmp_path / "m.parquet")], compressions=["c23", "c22"])
+
+
+def test_a_set_without_splits_is_measured_whole_with_a_warning(tmp_path: Path) -> None:
+    """FaceForensics++ without its split files: whoever trained on it would be told figures on training videos."""
+    touch(tmp_path, "FF/original_sequences/youtube/c23/videos/000.mp4")
+    touch(tmp_path, "FF/manipulated_sequences/Deepfakes/c23/videos/000_003.mp4")
+    found = read_videos([str(tmp_path / "FF")])
+    assert len(found.entries) == 2
+    reader, fallback = found.warnings
+    assert reader.startswith(f"{tmp_path / 'FF'}: no train.json, val.json and test.json")
+    assert fallback.startswith("FaceForensics++ has no test and no validation split: all its 2 videos are measured")
+    assert read_videos([str(tmp_path / "FF")], None).warnings == [reader]  # asked for
+    Manifest((sample("a", 0, "a.mp4", split="train"),), tmp_path).write(tmp_path / "m.parquet")
+    assert "all its 1 videos are measured" in read_videos([str(tmp_path / "m.parquet")]).warnings[0]
 
 
 def sample(video: str, label: int, path: str, **more) -> Sample:
@@ -113,7 +168,7 @@ def test_manifests_indices_and_data_sets_in_one_run(tmp_path: Path) -> None:
         read_videos([])
     with pytest.raises(DataError, match="listed twice"):
         read_videos([str(index), str(index)])
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such folder or file"):
         read_videos([str(tmp_path / "none.parquet")])
 
 

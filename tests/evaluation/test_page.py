@@ -114,7 +114,7 @@ def test_everything_is_there(full, study) -> None:
         "ROC curve", "Scores", "Reliability", "Risk and coverage", "JPEG",
     ]  # fmt: skip
     for heading in ("At the stored thresholds", "Manipulations, worst first", "all of them under one threshold",
-                    "Robustness", "Fakes made here", "got most wrong", "Files without a score"):  # fmt: skip
+                    "Robustness", "Frame AUC", "Fakes made here", "got most wrong", "without a score"):  # fmt: skip
         assert heading in page.text
     pictures = [a["src"] for tag, a in page.tags if tag == "img"]
     assert len(pictures) == 12
@@ -135,13 +135,19 @@ def test_without_calibration_pictures_and_grid(study, tmp_path: Path) -> None:
 
 def test_the_matrix_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [Prediction("", f"r{i}", 0, "real", f"p{i}", rng.normal()) for i in range(9)]
-    rows += [Prediction("", f"{m}{i}", 1, f"swap, {m}", f"p{i}", 1 + rng.normal()) for m in "XY" for i in range(6)]
+    rows = [Prediction("", f"r{i}", 0, "real", f"p{i}", rng.normal(), (-0.5, 0.5)) for i in range(9)]
+    rows += [
+        Prediction("", f"{m}{i}", 1, f"swap, {m}", f"p{i}", 1 + rng.normal(), (0.1, 0.7))
+        for m in "XY"
+        for i in range(6)
+    ]
     cross = cross_manipulation({"X": rows, "<Z>": rows}, resamples=50)
     write_page({"cross_manipulation": cross, "fastdetect": "0", "trained": {"X": "a"}}, tmp_path / "r.html", title="c")
     page = Page((tmp_path / "r.html").read_text("utf-8"))
     assert "<Z>" in page.text
-    assert len([a for tag, a in page.tags if tag == "td" and a.get("class") == "cell own"]) == 1
+    assert "Video AUC" in page.text
+    assert "Frame AUC" in page.text
+    assert len([a for tag, a in page.tags if tag == "td" and a.get("class") == "cell own"]) == 2
 
 
 def test_shapes_stay_inside_their_box(study) -> None:

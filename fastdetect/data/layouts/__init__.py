@@ -8,15 +8,15 @@ from fastdetect.data.layouts.deepfakebench import DEEPFAKEBENCH
 from fastdetect.data.layouts.df40 import DF40
 from fastdetect.data.layouts.dfdc import DFDC, DFDCP
 from fastdetect.data.layouts.faceforensics import FACEFORENSICS, FACEFORENSICS_FLAT
-from fastdetect.data.layouts.generic import FOLDERS, TABLE
+from fastdetect.data.layouts.generic import FOLDERS, MANIFEST, TABLE
 from fastdetect.data.layouts.small_sets import DEEPERFORENSICS, FFIW, UADFV, WILDDEEPFAKE
 from fastdetect.data.manifest import Manifest
 from fastdetect.errors import DataError, UsageError
 
 # The first that matches is taken: those that need more come before those that would take the same tree for less.
 LAYOUTS: tuple[Layout, ...] = (
-    TABLE, FACEFORENSICS, FACEFORENSICS_FLAT, CELEBDF, DFDCP, DFDC, DEEPERFORENSICS, WILDDEEPFAKE, FFIW, UADFV,
-    DEEPFAKEBENCH, DF40, FOLDERS,
+    MANIFEST, TABLE, FACEFORENSICS, FACEFORENSICS_FLAT, CELEBDF, DFDCP, DFDC, DEEPERFORENSICS, WILDDEEPFAKE, FFIW,
+    UADFV, DEEPFAKEBENCH, DF40, FOLDERS,
 )  # fmt: skip
 
 
@@ -46,12 +46,17 @@ def read_layout(root: str | Path, layout: str = "auto", options: Options | None 
         layout: a name from LAYOUTS; "auto" finds it.
         options: see `Options`.
     Returns:
-        The manifest, paths relative to `root` (of a file: to its folder), and warnings for the user.
+        The manifest, paths relative to `root` (of a file: to its folder; of a manifest: to its own root), and
+        warnings for the user.
     Raises:
         DataError: the layout is not known, or the set contradicts it.
-        UsageError: no layout of that name.
+        UsageError: no layout of that name, or no folder of those that the options name.
     """
-    root = Path(root).absolute()
+    root, options = Path(root).absolute(), options or Options()
+    for name in ("splits", "media_root", "lmdb"):
+        folder = getattr(options, name)
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"--{name.replace('_', '-')} {folder}: no such folder")
     named = {known.name: known for known in LAYOUTS}
     if layout != "auto" and layout not in named:
         raise UsageError(f"no layout {layout!r}; known are auto, {', '.join(named)}")
@@ -59,7 +64,7 @@ def read_layout(root: str | Path, layout: str = "auto", options: Options | None 
     if not root.exists():
         raise DataError(f"no such folder or file: {root}")
     reading = Reading(root if root.is_dir() else root.parent)
-    chosen.read(root, options or Options(), reading)
+    chosen.read(root, options, reading)
     if not reading.samples:
         told = f" ({'; '.join(reading.warnings)})" if reading.warnings else ""
         raise DataError(f"{root} as {chosen.name} has no video: wanted {chosen.wanted}{told}")

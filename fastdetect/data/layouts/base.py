@@ -156,17 +156,20 @@ def walk(root: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
 def clips(folder: Path, prefer: str = "videos") -> list[Clip]:
     """The videos below a folder, or its folders of frames.
 
-    Names are relative to the folder, less a leading `videos`, `frames` or `images`. A tree that holds both gives
-    the preferred kind, a tree that holds one gives that.
+    Names are relative to the folder, less a leading `videos`, `frames` or `images`. Of a name that has both, the
+    preferred kind is given; of a folder that holds both, too.
     """
     videos, frames = [], []
     for here, _, files in walk(folder):
-        videos += [Clip(_name(folder, file.with_suffix("")), file) for file in files if is_video(file)]
-        pictures = tuple(file for file in files if is_image(file))
-        if pictures and here != folder:
+        films = [Clip(_name(folder, file.with_suffix("")), file) for file in files if is_video(file)]
+        pictures = tuple(file for file in files if is_image(file) and here != folder)
+        if films and not (pictures and prefer == "frames"):
+            videos += films
+        elif pictures:
             frames.append(Clip(_name(folder, here), here, pictures))
     first, second = (frames, videos) if prefer == "frames" else (videos, frames)
-    return first or second
+    names = {clip.name for clip in first}
+    return first + [clip for clip in second if clip.name not in names]
 
 
 def _name(folder: Path, path: Path) -> str:
@@ -229,6 +232,20 @@ def dfd_persons(stem: str) -> Persons | None:
     if match is None:
         return None
     return Persons(f"dfd:{match[1]}", f"dfd:{match[2]}" if match[2] else "", f"{match[1]}__{match[3]}")
+
+
+def uadfv_persons(stem: str) -> Persons:
+    """UADFV: 0000 is a real; 0000_fake is that footage with another face, nobody says whose."""
+    number = stem.removesuffix("_fake")
+    return Persons(f"uadfv:{number}", "", number)
+
+
+def dfdcp_persons(stem: str) -> Persons | None:
+    """DFDC's preview: 1003254_A_001 is a real; 1255229_1003254_A_001 is that footage with the face of 1255229."""
+    match = re.fullmatch(r"(?:(\d+)_)?((\d+)_[A-Za-z]+_\d+)", stem)
+    if match is None:
+        return None
+    return Persons(f"dfdcp:{match[3]}", f"dfdcp:{match[1]}" if match[1] else "", match[2])
 
 
 def celebdf_persons(stem: str) -> Persons | None:

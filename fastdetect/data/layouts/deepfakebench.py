@@ -13,13 +13,16 @@ from fastdetect.data.layouts.base import (
     UNKNOWN,
     Layout,
     Options,
+    Persons,
     Reading,
     celebdf_persons,
     dfd_persons,
+    dfdcp_persons,
     entries,
     ffpp_persons,
     folders,
     natural,
+    uadfv_persons,
 )
 from fastdetect.data.layouts.df40 import KINDS
 from fastdetect.data.lmdb_store import LmdbStore
@@ -87,12 +90,17 @@ def _videos(where: str, split: Any, reading: Reading) -> Iterator[tuple[str, str
         if name in _LEVELS and isinstance(record, dict) and "frames" not in record:
             for _, video, inner in _videos(f"{where}/{name}", record, reading):
                 yield name, video, inner
-        elif not isinstance(record, dict) or not isinstance(record.get("frames"), list):
+        elif not _has_frames(record):
             reading.warn(f"{where}/{name} is left out: it has no list of frames")
         elif not record["frames"]:
             reading.warn(f"{where}/{name} is left out: its list of frames is empty")
         else:
             yield "", name, record
+
+
+def _has_frames(record: Any) -> bool:
+    frames = record.get("frames") if isinstance(record, dict) else None
+    return isinstance(frames, list) and all(isinstance(frame, str) for frame in frames)
 
 
 def clean(path: str) -> str:
@@ -114,10 +122,9 @@ class _Places:
     def find(self, dataset: str, frames: list[str]) -> dict[str, Any]:
         """The place of a video's frames, in order of time; that of the first root where they are nowhere."""
         names = sorted((clean(frame) for frame in frames), key=natural)
-        prefix = self._on_disk(names[0])
-        if prefix is not None:
-            root, cut = prefix
-            files = [self.reading.relative(root / "/".join(name.split("/")[cut:])) for name in names]
+        paths = self._on_disk(names)
+        if paths:
+            files = [self.reading.relative(path) for path in paths]
             return {"path": os.path.dirname(files[0]), "frames": tuple(files)}
         stored = self._in_lmdb(dataset, sorted(frames, key=lambda f: natural(clean(f))))
         if stored is not None:
@@ -128,18 +135,17 @@ class _Places:
     def masks(self, paths: list[str]) -> tuple[str, ...]:
         """The masks that are on disk, in order of time."""
         names = sorted((clean(path) for path in paths), key=natural)
-        prefix = self._on_disk(names[0]) if names else None
-        if prefix is None:
-            return ()
-        return tuple(self.reading.relative(prefix[0] / "/".join(name.split("/")[prefix[1] :])) for name in names)
+        return tuple(self.reading.relative(path) for path in self._on_disk(names) if path.is_file())
 
-    def _on_disk(self, name: str) -> tuple[Path, int] | None:
-        parts = name.split("/")
+    def _on_disk(self, names: list[str]) -> list[Path]:
+        """Where a video's pictures lie: below the first root, and at the first cut, that has any; empty if none has."""
+        parts = [name.split("/") for name in names]
         for root in self.roots:
-            for cut in range(len(parts) - 1):
-                if (root / "/".join(parts[cut:])).is_file():
-                    return root, cut
-        return None
+            for cut in range(len(parts[0]) - 1 if parts else 0):
+                paths = [root.joinpath(*some[cut:]) for some in parts]
+                if paths[0].parent.is_dir() and any(path.is_file() for path in paths):
+                    return paths
+        return []
 
     def _in_lmdb(self, dataset: str, frames: list[str]) -> dict[str, Any] | None:
         for folder in self.stores:
@@ -150,8 +156,8 @@ class _Places:
             if folder not in self.open:
                 self.open[folder] = LmdbStore(folder)
             keys = [self.open[folder].key_of(clean(frame)) for frame in frames]
-            if keys[0] is not None:
-                lost = sum(key is None for key in keys)
+            lost = sum(key is None for key in keys)
+            if lost < len(keys):
                 if lost:
                     self.reading.warn(f"{folder} lacks {lost} of the frames of {clean(frames[0])}'s video")
                 found = tuple(key for key in keys if key is not None)
@@ -160,14 +166,21 @@ class _Places:
 
 
 def _persons(video: str, label: int, label_name: str, dataset: str, level: str) -> dict[str, str]:
+    """Who is in a video of a set whose names are known; elsewhere a name says nothing, and each is its own."""
     low = label_name.lower()
+    who: Persons | None = None
+    pair = dataset
     if low.startswith("celebdf") or "_cdf" in dataset.lower():
-        who, pair = celebdf_persons(video), dataset
+        who = celebdf_persons(video)
     elif low.startswith("dfd_"):
         who, pair = dfd_persons(video), f"{dataset}/{level}"
     elif low.startswith("df_"):  # DeeperForensics: 000_M101
         who, pair = ffpp_persons(video.split("_")[0]), "FaceForensics++/c23"
-    else:
+    elif low.startswith("uadfv"):
+        who = uadfv_persons(video)
+    elif low.startswith("dfdcp"):
+        who = dfdcp_persons(video)
+    elif low.startswith("ff-") or dataset.lower().endswith("_ff"):
         who, pair = ffpp_persons(video), f"{dataset}/{level}"
     if who is None:
         return {"identity": f"{dataset.lower()}:{video}"}
@@ -192,18 +205,24 @@ def _read(root: Path, options: Options, reading: Reading) -> None:
     reading.samples = list({(s.key, s.place): s for s in reading.samples}.values())
 
 
+def _table(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f'{where} is {value!r:.40}; wanted a table {{"LABEL": {{"train": {{...}}}}}}; make it again')
+    return value
+
+
 def _read_set(
     path: Path,
     name: str,
-    labels: dict[str, Any],
+    labels: Any,
     options: Options,
     reading: Reading,
     places: _Places,
 ) -> None:
     ffpp = name == "FaceForensics++" or name.lower() in _FFPP
     dataset = "FaceForensics++" if ffpp or name == "FaceShifter" else name
-    for group, splits in labels.items():
-        for split, videos in splits.items():
+    for group, splits in _table(f"{path}: {name}", labels).items():
+        for split, videos in _table(f"{path}: {name}/{group}", splits).items():
             for level, video, record in _videos(f"{path.name}: {group}/{split}", videos, reading):
                 label_name = str(record.get("label", group))
                 label = label_of(label_name, options.label_map)

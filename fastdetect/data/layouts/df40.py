@@ -21,9 +21,10 @@ from fastdetect.data.layouts.base import (
     folders,
     is_image,
     is_video,
+    split_of,
     walk,
 )
-from fastdetect.data.layouts.faceforensics import read_splits, split_places
+from fastdetect.data.layouts.faceforensics import read_splits
 
 _BY_KIND = {
     SWAP: "fsgan faceswap simswap inswap inswapper blendface uniface mobileswap e4s facedancer deepfacelab roop fsall",
@@ -40,6 +41,11 @@ _DOMAINS = {"ff": "ff", "ffpp": "ff", "cdf": "cdf", "cdfv2": "cdf", "celeb-df": 
 _CLASSES = {"real": 0, "0_real": 0, "fake": 1, "1_fake": 1}
 
 
+def _split(folder: str) -> str | None:
+    """The split that a folder is called after (train, DF40_train); None for others, such as latest_DF40."""
+    return split_of(re.sub(r"^df40[_-]?", "", folder, flags=re.IGNORECASE))
+
+
 def _methods(root: Path) -> list[Path]:
     """The methods' folders, in the root or in train/, test/ below it; archives unpacked into their own name."""
     found = []
@@ -48,7 +54,7 @@ def _methods(root: Path) -> list[Path]:
             inner = child(folder, folder.name)
             alone = inner is not None and inner.is_dir() and len(folders(folder)) == 1
             found.append(inner if alone and inner else folder)
-        elif re.fullmatch(r"(df40[_-]?)?(train|test|val)", folder.name, re.IGNORECASE):
+        elif _split(folder.name):
             found += _methods(folder)
     return found
 
@@ -70,7 +76,7 @@ def _clips(method: Path) -> list[Clip]:
 
 
 def _read(root: Path, options: Options, reading: Reading) -> None:
-    ffpp_split = read_splits(*split_places(root, options))
+    ffpp_split = read_splits(root, options, reading)
     for folder in _methods(root):
         method = folder.name
         for clip in _clips(folder):
@@ -78,9 +84,9 @@ def _read(root: Path, options: Options, reading: Reading) -> None:
             label = next((_CLASSES[part] for part in parts if part in _CLASSES), 1)
             domain = next((_DOMAINS[part] for part in parts if part in _DOMAINS), "")
             who = {"ff": ffpp_persons, "cdf": celebdf_persons}.get(domain, lambda _: None)(clip.stem)
-            places = [p.name.lower() for p in (folder, *folder.parents) if p.is_relative_to(root)]
-            told = re.search(r"train|test|val", " ".join(places))
-            split = told[0] if told else ffpp_split.get(clip.stem, "") if domain == "ff" else ""
+            places = [p for p in folder.parents if p.is_relative_to(root)]
+            told = next((split for place in places if (split := _split(place.name))), None)
+            split = told or (ffpp_split.get(clip.stem, "") if domain == "ff" else "")
             fields = {"identity": f"df40:{method}/{clip.name}"}
             if who is not None:
                 of = {"ff": "FaceForensics++/c23", "cdf": "Celeb-DF-v2"}[domain]

@@ -20,6 +20,7 @@ from fastdetect.data.layouts.base import (
     folders,
     is_video,
     split_of,
+    walk,
 )
 from fastdetect.errors import DataError
 
@@ -144,8 +145,13 @@ def _zips(root: Path) -> list[Path]:
 
 def _read(root: Path, options: Options, reading: Reading) -> None:
     extracted: set[str] = set()
-    for part in _parts(root):
+    parts = _parts(root)
+    for part in parts:
         extracted |= _read_folder(part, options, reading)
+    for folder, _, files in walk(root):
+        videos = sum(map(is_video, files))
+        if videos and not any(folder.is_relative_to(part) for part in parts):
+            reading.warn(f"{videos} videos in {folder} are left out: it has no metadata.json and no labels.csv")
     for path in _zips(root):
         _read_zip(path, reading, extracted)
 

@@ -34,16 +34,21 @@ METHODS = {
 _LEVEL = re.compile(r"raw|c\d+", re.IGNORECASE)
 
 
-def read_splits(*places: Path | None) -> dict[str, str]:
+def read_splits(root: Path, options: Options, reading: Reading) -> dict[str, str]:
     """Video name (000, 000_003 and 003_000) -> split, from the train/val/test.json found first; empty without.
+
+    They are looked for in `--splits`, which is warned about where it has none, then in and beside the tree.
 
     Raises:
         DataError: a file is not a list of pairs, or a video is in two of them.
     """
-    for place in places:
-        found = {name: place / f"{name}.json" for name in ("train", "val", "test")} if place else {}
-        if found and all(path.is_file() for path in found.values()):
+    places = (root, root / "splits", root / "dataset" / "splits", root.parent, root.parent / "splits")
+    for place in filter(None, (options.splits, *places)):
+        found = {name: place / f"{name}.json" for name in ("train", "val", "test")}
+        if all(path.is_file() for path in found.values()):
             break
+        if place == options.splits:
+            reading.warn(f"--splits {place} has no train.json, val.json and test.json; they are looked for elsewhere")
     else:
         return {}
     table: dict[str, str] = {}
@@ -57,11 +62,6 @@ def read_splits(*places: Path | None) -> dict[str, str]:
                 if table.setdefault(name, split) != split:
                     raise DataError(f"{path}: video {name} is also in {table[name]}.json")
     return table
-
-
-def split_places(root: Path, options: Options) -> tuple[Path | None, ...]:
-    """Where the split files of FF++ may lie."""
-    return (options.splits, root, root / "splits", root / "dataset" / "splits", root.parent, root.parent / "splits")
 
 
 def ffpp_fields(clip_name: str, label: int, method: str, compression: str, splits: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +103,7 @@ def _add(
 
 
 def _read_tree(root: Path, options: Options, reading: Reading) -> None:
-    splits = read_splits(*split_places(root, options))
+    splits = read_splits(root, options, reading)
     if not splits:
         reading.warn(
             f"no train.json, val.json and test.json in {root}, its splits/ or its parent: the split is left empty; "
@@ -135,7 +135,7 @@ def _read_flat(root: Path, options: Options, reading: Reading) -> None:
     compression = level[1].lower() if level else ""
     if not level:
         reading.warn(f"{root.name} does not end in _c23, _c40 or _raw: the compression is left empty")
-    splits = read_splits(*split_places(root, options))
+    splits = read_splits(root, options, reading)
     if not splits:
         reading.warn(f"no train.json, val.json and test.json beside {root}: the split is left empty; see --splits")
     for part in folders(root):

@@ -20,6 +20,7 @@ from fastdetect.data.layouts.base import (
     split_of,
     walk,
 )
+from fastdetect.data.manifest import is_manifest, read_manifest
 from fastdetect.errors import DataError
 
 _REAL = [
@@ -172,6 +173,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _read_table(path: Path, options: Options, reading: Reading) -> None:
+    absent = 0
     for line, row in _rows(path):
         where = f"{path}, line {line}"
         values = {field: next((row[n] for n in names if row.get(n)), "") for field, names in _COLUMNS.items()}
@@ -186,6 +188,7 @@ def _read_table(path: Path, options: Options, reading: Reading) -> None:
         kind = values["manipulation"] if values["manipulation"].lower() != "real" else ""
         kind, _, generator = kind.partition(", ")
         place = _locate(path, name, options)
+        absent += not place.exists()
         # the real's own path, so that a table of reals and one of fakes agree; else the table's own word
         pair = values["pair"].replace("\\", "/")
         told = _locate(path, pair, options) if pair else place
@@ -198,6 +201,12 @@ def _read_table(path: Path, options: Options, reading: Reading) -> None:
             source_identity=values["source_identity"], target_identity=values["target_identity"] if fake else "",
             pair=pair, sha256=values["sha256"],
         )  # fmt: skip
+    if absent:
+        start = options.media_root or f"{path.parent} or {path.parent.parent}"
+        reading.warn(
+            f"{absent} of the {len(reading.samples)} files that {path} names are not on disk; they are in the "
+            f"manifest, and missing (paths start at {start}; --media-root names another folder)"
+        )
 
 
 def _label(where: str, text: str, label_map: Mapping[str, int]) -> int | None:
@@ -230,6 +239,12 @@ def _read_named_table(root: Path, options: Options, reading: Reading) -> None:
     _read_table(root / "index.csv" if root.is_dir() else root, options, reading)
 
 
+def _read_own(path: Path, options: Options, reading: Reading) -> None:
+    manifest = read_manifest(path, options.media_root)
+    reading.root, reading.samples = manifest.root, list(manifest.samples)
+
+
+MANIFEST = Layout("manifest", "a .parquet file that `fastdetect data index` wrote", is_manifest, _read_own)
 TABLE = Layout(
     "table", "a .csv, .tsv or .parquet file with the columns path and label, or a folder with such an index.csv",
     _is_table, _read_named_table,

@@ -18,19 +18,22 @@ from fastdetect.data.layouts.base import (
     is_image,
     natural,
     split_of,
+    uadfv_persons,
 )
 from fastdetect.data.layouts.faceforensics import DATASET as FFPP
 from fastdetect.errors import DataError
 
 
 def _deeper_splits(root: Path, options: Options) -> dict[str, str]:
-    folder = options.splits or root / "lists" / "splits"
-    table = {}
-    for split in ("train", "val", "test"):
-        path = folder / f"{split}.txt"
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-            if line.strip():
-                table[PurePosixPath(line.strip()).stem] = split
+    table: dict[str, str] = {}
+    for folder in filter(None, (options.splits, root / "lists" / "splits")):
+        for split in ("train", "val", "test"):
+            path = folder / f"{split}.txt"
+            for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+                if line.strip():
+                    table[PurePosixPath(line.strip()).stem] = split
+        if table:
+            break
     return table
 
 
@@ -38,7 +41,8 @@ def _read_deeper(root: Path, options: Options, reading: Reading) -> None:
     """Fakes are <FF++ target>_<actor>; their reals are FF++'s c23 originals, not the actors' recordings."""
     splits = _deeper_splits(root, options)
     if not splits:
-        reading.warn(f"no train.txt, val.txt and test.txt in {root / 'lists' / 'splits'}: the split is left empty")
+        places = " or ".join(map(str, filter(None, (options.splits, root / "lists" / "splits"))))
+        reading.warn(f"no train.txt, val.txt and test.txt in {places}: the split is left empty")
     fakes = child(root, "manipulated_videos")
     for variant in folders(fakes) if fakes else []:
         for clip in clips(variant, options.prefer):
@@ -77,11 +81,11 @@ def _read_uadfv(root: Path, options: Options, reading: Reading) -> None:
     for part, label in (("real", 0), ("fake", 1)):
         folder = child(root, part)
         for clip in clips(folder, options.prefer) if folder else []:
-            number = re.sub(r"_fake$", "", clip.stem)
+            who = uadfv_persons(clip.stem)
             reading.add(
                 clip.path, dataset="UADFV", video=clip.stem, label=label, manipulation=SWAP if label else "real",
-                method="FakeApp" if label else "", identity=f"uadfv:{number}", pair=f"UADFV/{number}",
-                target_identity=f"uadfv:{number}" if label else "", **clip.fields(reading),
+                method="FakeApp" if label else "", pair=f"UADFV/{who.footage}", **who.fields(label),
+                **clip.fields(reading),
             )  # fmt: skip
 
 
