@@ -21,7 +21,7 @@ from bench.registry import Inputs, Op, Outputs, Provider, Shape
 from bench.train import TINY_DETECTOR, TINY_MIM
 from fastdetect.engines import Engine, load_engine
 from fastdetect.engines.base import PROFILES, EngineName
-from fastdetect.errors import EngineError, MissingDependencyError, UsageError
+from fastdetect.errors import EngineError, UsageError
 from fastdetect.models.detector import DETECTOR_PRESETS, TwoBranchDetector
 
 VIT = "vit-b16-224"
@@ -108,7 +108,7 @@ class Engines(Op):
                 profile=shape["profile"],
                 part=shape["part"],
             )
-        except (MissingDependencyError, UsageError) as error:
+        except (ImportError, UsageError) as error:
             return Provider(_none, tolerance, skip=str(error))
         except EngineError as error:
             if "does not build for" in str(error):

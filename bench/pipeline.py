@@ -197,10 +197,12 @@ def pipeline_case(shape: Shape, device: torch.device, *, turns: int, model: str 
     providers = {"ours": ours.result(), **{name: way.result() for name, way in alone.items()}}
     if providers["ours"]["status"] == "ok":
         rates = [rate for rows in runs if (rate := steady_rate(rows))]
-        steady = statistics.median(rates) if rates else None
-        providers["ours"] |= _about(runs[-1]) | {"steady_videos_per_hour": steady}
-        if note := next(filter(None, (trouble(rows, device, nvdec) for rows in runs)), ""):
-            providers["ours"] |= {"status": "wrong", "note": note}
+        about = _about(runs[-1]) | {"steady_videos_per_hour": statistics.median(rates) if rates else None}
+        note = next(filter(None, (trouble(rows, device, nvdec) for rows in runs)), "")
+        if note:  # what is wrong keeps no time
+            providers["ours"] = {"status": "wrong", "note": note, "made_by": about["made_by"]}
+        else:
+            providers["ours"] |= about
     most = max((providers[name].get("videos_per_hour", 0.0) for name in alone), default=0.0)
     steady = providers["ours"].get("steady_videos_per_hour")
     return {

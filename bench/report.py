@@ -25,7 +25,7 @@ python -m bench ops masked --device cuda
 python -m bench list              # every op, shape and regime
 python -m pytest bench            # ops and stages on tiny shapes, as pytest-benchmark suites
 python -m bench compare A.json B.json   # exit code 1 where ours became over 5 % worse, beyond the spread
-bash bench/gpu_suite.sh           # on a GPU machine without a network: build, test, sanitise, measure
+bash bench/gpu_suite.sh part1     # on a GPU machine without a network: build, test, measure; then part2 and part3
 bash bench/gpu_suite.sh --rehearse      # the same steps without a GPU
 ```
 
