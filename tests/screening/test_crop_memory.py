@@ -15,11 +15,23 @@ from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener
 from fastdetect.screening.results import Row
-from fastdetect.video import dali
+from fastdetect.video import dali, nvcodec
+from fastdetect.video.lanes import nvdec
 from fastdetect.video.worker import WorkerLimits, WorkerPool
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+DECODED_THERE = [  # frames that stay where they were decoded: on the CPU only DALI leaves them as tensors
+    pytest.param("cpu", marks=pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed")),
+    pytest.param(
+        "cuda",
+        marks=[
+            *GPU,
+            pytest.mark.skipif(nvdec(0) is None, reason="needs NVDEC"),
+            pytest.mark.skipif(not (dali.installed() or nvcodec.installed()), reason="needs DALI or PyNvVideoCodec"),
+        ],
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +97,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., l
     return [*made, folder / "broken.webm"]
 
 
-def rows_of(model_folder: Path, clips: list[Path], media: Path | None) -> list[Row]:
+def rows_of(model_folder: Path, clips: list[Path], media: Path | None, device: str) -> list[Row]:
     config = ScreenConfig.model_validate(
         {
-            "model": str(model_folder), "engine": "torch", "precision": "fp32", "device": "cpu", "workers": 2,
-            "sample": "uniform:6", "decoder": "dali", "detection": {"runtime": "torch"}, "media": media is not None,
+            "model": str(model_folder), "engine": "torch", "precision": "fp32", "device": device, "workers": 2,
+            "sample": "uniform:6", "decoder": "dali" if device == "cpu" else "auto",
+            "detection": {"runtime": "torch"}, "media": media is not None,
         }
     )  # fmt: skip
     with Model.load(config) as model:
@@ -97,12 +110,18 @@ def rows_of(model_folder: Path, clips: list[Path], media: Path | None) -> list[R
     return sorted(rows, key=lambda row: row.path)
 
 
-@pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed")
+@pytest.mark.parametrize("device", DECODED_THERE)
 @pytest.mark.parametrize("with_media", [False, True])
 def test_scores_are_those_of_crops_that_are_sent(
-    model_folder: Path, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_media: bool
+    model_folder: Path,
+    clips: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_media: bool,
+    device: str,
 ) -> None:
-    sent = rows_of(model_folder, clips, tmp_path / "sent" if with_media else None)
+    monkeypatch.setattr(Screener, "_same_gpu", lambda self: False)
+    sent = rows_of(model_folder, clips, tmp_path / "sent" if with_media else None, device)
     held, crops = [], CropMemory.crops
 
     def counted(self: CropMemory, place: int, count: int) -> torch.Tensor:
@@ -111,28 +130,29 @@ def test_scores_are_those_of_crops_that_are_sent(
 
     monkeypatch.setattr(CropMemory, "crops", counted)
     monkeypatch.setattr(Screener, "_same_gpu", lambda self: True)
-    stayed = rows_of(model_folder, clips, tmp_path / "stayed" if with_media else None)
+    stayed = rows_of(model_folder, clips, tmp_path / "stayed" if with_media else None, device)
     assert [count for _, _, count in held] == [6, 6, 6]
     assert sorted(held[0][0]._free) == list(range(4 * 2 + 8))  # every place came back, the broken file's too
     assert [row.status for row in stayed] == [row.status for row in sent] == ["ok", "ok", "ok", "failed"]
     assert [row.score for row in stayed] == [row.score for row in sent]
     assert [row.faces_scored for row in stayed] == [6, 6, 6, 0]
+    assert {row.device for row in stayed} == {device}
     if with_media:
         names = sorted(path.relative_to(tmp_path / "sent") for path in (tmp_path / "sent").rglob("*.jpg"))
         assert len(names) == 3
         assert all((tmp_path / "stayed" / n).read_bytes() == (tmp_path / "sent" / n).read_bytes() for n in names)
 
 
-@pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed")
+@pytest.mark.parametrize("device", DECODED_THERE)
 def test_memory_that_cannot_be_shared_sends_the_crops(
-    model_folder: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     def refuse(self: CropMemory, *_: object) -> None:
         raise RuntimeError("CUDA error: operation not supported\nmore")
 
     monkeypatch.setattr(CropMemory, "__init__", refuse)
     monkeypatch.setattr(Screener, "_same_gpu", lambda self: True)
-    rows = rows_of(model_folder, clips[:1], None)
+    rows = rows_of(model_folder, clips[:1], None, device)
     assert rows[0].faces_scored == 6
     assert (
         rows[0].decode_note

@@ -1,4 +1,7 @@
-"""Faces found on a torch device: the CPU's crops and scores, and a device that fails costs no file."""
+"""Faces found on a torch device: the CPU's crops and scores, and a device that fails costs no file.
+
+On the CPU torch is held against ONNX Runtime; marked gpu, CUDA and NVDEC are.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +18,12 @@ from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener, default_workers
+from fastdetect.screening.results import Row
 from fastdetect.screening.stages import Extractor, Job, StageSettings
-from fastdetect.video import dali
+from fastdetect.video import dali, nvcodec
+from fastdetect.video.lanes import nvdec
 
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SETTINGS = StageSettings(
     sampling="uniform:6",
     max_seconds=None,
@@ -34,6 +40,16 @@ SETTINGS = StageSettings(
 DALI = pytest.param("dali", marks=pytest.mark.skipif(dali.installed() is None, reason="DALI is not installed"))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def settings(device: str) -> StageSettings:
+    return replace(SETTINGS, detect_device=device, decode_device=0 if device == "cuda" else None)
+
+
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., list[np.ndarray]]) -> Path:
     folder = tmp_path_factory.mktemp("media")
@@ -41,9 +57,9 @@ def media(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., l
 
 
 @pytest.mark.parametrize("decoder", ["pyav", DALI])
-def test_what_a_device_finds_is_what_the_cpu_finds(media: Path, decoder: str) -> None:
-    there = Extractor(replace(SETTINGS, decoder=decoder))(Job(str(media)))
-    here = Extractor(replace(SETTINGS, decoder=decoder, detect_runtime="onnxruntime"))(Job(str(media)))
+def test_what_a_device_finds_is_what_the_cpu_finds(media: Path, settings: StageSettings, decoder: str) -> None:
+    there = Extractor(replace(settings, decoder=decoder))(Job(str(media)))
+    here = Extractor(replace(settings, decoder=decoder, detect_runtime="onnxruntime"))(Job(str(media)))
     assert there.error is None
     assert there.note == ""
     assert there.detector is not None
@@ -58,29 +74,48 @@ def test_what_a_device_finds_is_what_the_cpu_finds(media: Path, decoder: str) ->
     assert max(abs(a.quality.brightness - b.quality.brightness) for a, b in zip(mine, theirs, strict=True)) < 0.01
 
 
-def test_scores_are_the_cpus(media: Path, model_folder: Path) -> None:
-    rows = []
-    for runtime in ("torch", "onnxruntime"):
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, face_frames: Callable[..., list[np.ndarray]]) -> list[Path]:
+    folder, codecs = tmp_path_factory.mktemp("clips"), ("libx264", "libx265", "libvpx-vp9")
+    sizes = ((256, 1.0), (256, 1.4), (384, 1.0), (512, 0.8))
+    return [
+        write_clip(folder / f"{codec}-{side}-{zoom}.mkv", face_frames(20, side=side, zoom=zoom), codec=codec)
+        for codec, (side, zoom) in zip((*codecs, "libx264"), sizes, strict=True)
+    ]
+
+
+def test_scores_are_the_cpus(clips: list[Path], device: str) -> None:
+    """From the files to the verdicts of the shipped model."""
+    rows: list[list[Row]] = []
+    for where, runtime, decoder in ((device, "torch", "auto"), ("cpu", "onnxruntime", "pyav")):
         config = ScreenConfig.model_validate(
             {
-                "model": str(model_folder),
                 "engine": "torch",
                 "precision": "fp32",
-                "device": "cpu",
+                "device": where,
+                "decoder": decoder,
                 "workers": 1,
+                "media": False,
                 "sample": "uniform:6",
                 "detection": {"runtime": runtime},
             }
         )
         with Model.load(config) as model:
             assert model.identity(config)["detector"] == runtime  # --resume does not mix them
-            rows += Screener(model, config, media=None).screen(expand_inputs([str(media)]))
-    there, here = rows
-    assert there.verdict == here.verdict
-    assert (there.detector or "").startswith("centerface/torch-")
-    assert there.score is not None
-    assert here.score is not None
-    assert abs(there.score - here.score) <= 0.02
+            found = Screener(model, config, media=None).screen(expand_inputs([str(path) for path in clips]))
+            rows.append(sorted(found, key=lambda row: row.path))
+    assert len(rows[0]) == len(clips)
+    on_nvdec = device == "cuda" and nvdec(0) and (dali.installed() or nvcodec.installed())
+    for there, here in zip(*rows, strict=True):
+        assert there.verdict == here.verdict
+        assert there.device == device
+        assert (there.detector or "").startswith("centerface/torch-")
+        assert (there.decoder or "").endswith("/nvdec") is bool(on_nvdec)
+        if device == "cpu" or on_nvdec:
+            assert there.decode_note == ""
+        assert there.score is not None
+        assert here.score is not None
+        assert abs(there.score - here.score) <= 0.02
 
 
 @pytest.mark.parametrize(
@@ -100,8 +135,10 @@ def test_the_detector_goes_with_the_model(name: str, device: str, precision: str
     assert model.detector_runtime(asked) == "torch"
 
 
-def test_a_device_without_memory_costs_a_file_nothing_but_time(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor, calls = Extractor(SETTINGS), []
+def test_a_device_without_memory_costs_a_file_nothing_but_time(
+    media: Path, settings: StageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor, calls = Extractor(settings), []
     run = DeviceFaceDetector._run
 
     def full(self: DeviceFaceDetector, pictures: torch.Tensor, scale: float) -> list:
@@ -120,13 +157,13 @@ def test_a_device_without_memory_costs_a_file_nothing_but_time(media: Path, monk
 
 
 def test_a_device_that_takes_no_more_processes_leaves_the_work_to_the_cpu(
-    media: Path, monkeypatch: pytest.MonkeyPatch
+    media: Path, settings: StageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: DeviceFaceDetector, *_: object) -> str:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory at the start")
 
     monkeypatch.setattr(DeviceFaceDetector, "_load", refuse)
-    found = Extractor(SETTINGS)(Job(str(media)))
+    found = Extractor(settings)(Job(str(media)))
     assert len(found.crops) == 6
     assert "at the start" in found.note
 

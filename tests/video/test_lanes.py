@@ -120,18 +120,29 @@ def test_pynvvideocodec_that_does_not_import_leaves_the_file_to_pyav(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(nvcodec.installed() is None or nvdec(0) is None, reason="needs a GPU and PyNvVideoCodec")
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
-def test_pynvvideocodec_gives_pyavs_frames(tmp_path, codec):
-    paths = [write_clip(tmp_path / f"{i}.mp4", 30, codec=codec, size=(256, 192)) for i in range(3)]
-    decoder, policy = nvcodec.NvCodecDecoder(), SamplingPolicy.parse("uniform:8")
-    for path, clip in zip(paths, decoder.decode_many(paths, policy), strict=True):
-        reference = decode(path, policy)
-        assert [frame.index for frame in clip.frames] == [frame.index for frame in reference.frames]
-        for mine, theirs in zip(clip.frames, reference.frames, strict=True):
-            assert read_number(mine.rgb) == read_number(theirs.rgb)
-    (kept,) = nvcodec.NvCodecDecoder(keep=True).decode_many(paths[:1], policy)
-    assert read_number(kept.frames[0].rgb.cpu().numpy()) == read_number(clip.frames[0].rgb)
+@pytest.mark.skipif(
+    nvdec(0) is None or not (dali.installed() or nvcodec.installed()), reason="needs NVDEC, and DALI or PyNvVideoCodec"
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_files_of_all_lanes_on_a_gpu(tmp_path, keep):
+    paths = [
+        write_clip(tmp_path / "a.mp4", 20, size=(256, 192)),
+        write_clip(tmp_path / "b.avi", 25, codec="mjpeg", pix_fmt="yuvj422p"),
+        tmp_path / "missing.mp4",
+        write_clip(tmp_path / "d.mkv", 25, codec="libx265", size=(320, 240)),
+        write_clip(tmp_path / "e.mp4", 25, size=(131, 97), pix_fmt="yuv444p"),
+    ]
+    clips = Decoder("auto", keep=keep).decode_many(paths, SamplingPolicy.parse("uniform:5"))
+    assert clips[2].reason is Reason.NOT_FOUND
+    of_25 = [2, 7, 12, 17, 22]
+    for i, on_gpu, numbers in ((0, True, [2, 6, 10, 14, 18]), (1, False, of_25), (3, True, of_25)):
+        frames = [frame.rgb for frame in clips[i].frames]
+        assert clips[i].decoder.endswith("/nvdec") is on_gpu
+        assert all(isinstance(rgb, np.ndarray) is not (keep and on_gpu) for rgb in frames)
+        assert [read_number(rgb if isinstance(rgb, np.ndarray) else rgb.cpu().numpy()) for rgb in frames] == numbers
+    assert (clips[0].note, clips[3].note) == ("", "")
+    assert "yuvj422p" in clips[1].note
+    assert "yuv444p" in clips[4].note
 
 
 def test_auto_without_a_gpu_is_pyav_to_the_bit_and_needs_no_note(tmp_path):
