@@ -45,7 +45,8 @@ from fastdetect.models.folder import find_folder, read_config
 from fastdetect.models.inpainting import inpaint, plan
 from fastdetect.training.loop import pick_device
 from fastdetect.training.runner import runs_bf16
-from fastdetect.training.train import train
+from fastdetect.training.settings import changes
+from fastdetect.training.train import IMAGENET_BACKBONE, train
 from fastdetect.training.train_settings import TrainConfig
 from fastdetect.video.sampling import SamplingPolicy
 
@@ -111,7 +112,8 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
         UsageError: settings do not fit together, or differ from those that a run in the folder began with.
     """
     mim = find_folder(args.mim).resolve()
-    weights = [] if args.image_backbone == "tf_efficientnet_lite0" else ["image_weights=null"]
+    nets = {"image": args.image_backbone, "residual": args.residual_backbone}
+    weights = [f"{name}_weights=null" for name, net in nets.items() if net != IMAGENET_BACKBONE]
     common = {
         "pack": args.pack.resolve(), "mim": mim, "steps": args.steps, "pairs": args.pairs, "threads": args.threads,
         "device": args.device, "detector.image_size": args.size, "detector.image_backbone": args.image_backbone,
@@ -135,11 +137,7 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
 def _refuse_other_settings(run: Run) -> None:
     if not run.state.is_file():
         return
-    before, now = (
-        config.model_dump(exclude=MAY_CHANGE)
-        for config in (configuration.load(TrainConfig, run.folder / "config.yaml"), run.config)
-    )
-    changed = [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]
+    changed = changes(configuration.load(TrainConfig, run.folder / "config.yaml"), run.config, MAY_CHANGE)
     if changed:
         raise UsageError(
             f"{run.folder} began with other settings: {'; '.join(changed)}; give them again, or another folder with -o"
@@ -401,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=16, help="reals of a step, with as many fakes")
     parser.add_argument("--size", type=int, default=128, help="side of the crops")
     parser.add_argument("--image-backbone", default="tf_efficientnet_lite0", help="this one from ImageNet weights")
-    parser.add_argument("--residual-backbone", default="mobilenetv3_small_050")
+    parser.add_argument("--residual-backbone", default="tf_efficientnet_lite0", help="the same")
     parser.add_argument("--protocol", default="sparse-4", help="inpainting protocol of all arms")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every arm's TrainConfig")
     parser.add_argument("--val-pairs", type=int, default=768, help="pairs of held-out persons to measure on")

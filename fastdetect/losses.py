@@ -202,7 +202,8 @@ class RealCentricLoss(nn.Module):
             that fakes do not attract each other.
         momentum: of the centre.
         rho, lam_max, guard: of `synthesize_positives`; rho = 0: no synthesis.
-        n_hard: marginal fakes [8 a group of the batch]; n_fused: fused negatives made of them, 0: none.
+        n_hard: marginal fakes at most; the method's 8 a group of the batch, 64 for 8 groups, are the caller's to give;
+            n_fused: fused negatives made of them, 0: none.
         detach: no gradient through the synthetic positives; fusion_grad: gradient through the fused negatives.
         seed: of synthesis and fusion, 0 to 2^31 - 1.
         group: the batch is the rows of all its ranks, as many on each: centre, mining, n_hard and n_fused, draws and

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastdetect.data import filters
 from fastdetect.data.forgery import Dice
+from fastdetect.data.h264 import H264, reencode
 
 
 def degrade(pairs: Tensor, dice: Dice) -> Tensor:
@@ -44,4 +45,25 @@ def degrade(pairs: Tensor, dice: Dice) -> Tensor:
     apply(0.2, filters.sharpen, dice.uniform(0.2, 1.2), dice.uniform(0.7, 1.8))
     apply(0.25, grain, dice.uniform(0.0, 0.04))
     apply(0.6, filters.jpeg, dice.uniform(30, 95).round())
+    return pairs
+
+
+def recompress(pairs: Tensor, dice: Dice, share: float) -> Tensor:
+    """Send the pictures of some faces through libx264 and back, in place and alike for all pictures of a group.
+
+    Each picture is encoded by itself, so it is an intra frame: nothing is predicted from other frames as in a video. It
+    is done on the CPU, whatever the pictures' device, with a crf of 23 to 40 (`H264.random`).
+
+    Args:
+        pairs: [G,B,3,S,S] in [0,1], as in `degrade`.
+        dice: random numbers for B.
+        share: of the B faces.
+    Returns:
+        `pairs`.
+    """
+    for face in torch.nonzero(dice.chance(share)).flatten().tolist():
+        settings = H264.random(dice.generator)
+        for picture in pairs[:, face]:
+            frame = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            picture.copy_(torch.from_numpy(reencode(frame[None], settings)[0]).permute(2, 0, 1) / 255)
     return pairs

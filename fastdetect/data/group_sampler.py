@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdetect.data import filters
-from fastdetect.data.augment import degrade
+from fastdetect.data.augment import degrade, recompress
 from fastdetect.data.face_table import FaceTable
 from fastdetect.data.forgery import Dice
 from fastdetect.data.manifest import REAL
@@ -158,17 +158,27 @@ class GroupMaker:
         count: groups in a part.
         size: side of the crops, a multiple of 16.
         fakes, seed, warn: see `GroupSampler`.
+        h264: share of the groups that go through libx264, see `recompress`.
     Raises:
         ShapeError: the size is no multiple of 16.
     """
 
     def __init__(
-        self, table: FaceTable, split: str, count: int, size: int, *, fakes: int, seed: int, warn: bool = True
+        self,
+        table: FaceTable,
+        split: str,
+        count: int,
+        size: int,
+        *,
+        fakes: int,
+        seed: int,
+        h264: float = 0.0,
+        warn: bool = True,
     ) -> None:
         if size % 16:
             raise ShapeError(f"crops of {size} px; wanted a multiple of 16")
         self.sampler = GroupSampler(table, split, fakes=fakes, seed=seed, warn=warn)
-        self.table, self.count, self.size, self.seed = table, count, size, seed
+        self.table, self.count, self.size, self.seed, self.h264 = table, count, size, seed, h264
         methods = sorted(set(table.text["method"][table.label != REAL].tolist()))
         self.labels = np.asarray(
             [0 if label == REAL else methods.index(method) + 1
@@ -187,8 +197,10 @@ class GroupMaker:
         like = np.asarray([group.like_first for group in groups]).T
         shown = np.where(like, first, rows.reshape(like.shape)).reshape(-1)  # whose square
         images = self._crops(rows, shown, dice).unflatten(0, like.shape)
-        images = degrade(images, dice).flatten(0, 1)
-        return images.half(), torch.from_numpy(self.labels[rows])
+        images = degrade(images, dice)
+        if self.h264:
+            images = recompress(images, dice, self.h264)
+        return images.flatten(0, 1).half(), torch.from_numpy(self.labels[rows])
 
     def _crops(self, rows: np.ndarray, shown: np.ndarray, dice: Dice) -> Tensor:
         """Model crops of rows' pictures, each in the square of the row `shown`; shifts and turns are a group's own."""

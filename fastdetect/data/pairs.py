@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastdetect.data import filters
-from fastdetect.data.augment import degrade
+from fastdetect.data.augment import degrade, recompress
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.forgery import KINDS, Dice, ForgeryConfig, choose_donors, crop_maps, forge
 from fastdetect.errors import UsageError
@@ -95,6 +95,7 @@ class PairSource:
         redraw: see `forge`.
         jitter, degraded: whether crops move and both pictures are degraded (training) or not.
         shares: weight of each of the pack's sources, 0 where it is not named; None: by their numbers of persons.
+        h264: share of the degraded pairs that go through libx264, too, see `recompress`.
 
     Raises:
         UsageError: `shares` names a source without faces in the split, or has no positive weight.
@@ -111,8 +112,9 @@ class PairSource:
         jitter: bool = True,
         degraded: bool = True,
         shares: dict[str, float] | None = None,
+        h264: float = 0.0,
     ) -> None:
-        self.pack, self.size, self.device = pack, size, torch.device(device)
+        self.pack, self.size, self.device, self.h264 = pack, size, torch.device(device), h264
         self.redraw, self.jitter, self.degraded = redraw, jitter, degraded
         self.rows = pack.where(split)
         self.side = pack_side(pack.images.shape[1], size)
@@ -193,6 +195,8 @@ class PairSource:
             both[:, rows] = filters.luma(both[:, rows])
         if self.degraded:
             both = degrade(both, dice)
+            if self.h264:
+                both = recompress(both, dice, self.h264)
         return PairBatch(both[0], both[1], forged.changed, forged.kind, forged.region, self.identity[chosen])
 
 

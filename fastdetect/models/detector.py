@@ -47,7 +47,7 @@ class DetectorConfig(BaseModel):
 
     image_size: int = 224
     image_backbone: str = "tf_efficientnet_lite0"
-    residual_backbone: str = "mobilenetv3_small_050"
+    residual_backbone: str = "tf_efficientnet_lite0"
     image_backbone_args: dict[str, Any] = Field(default_factory=dict)
     residual_backbone_args: dict[str, Any] = Field(default_factory=dict)
     mim: MaskedImageModelConfig = MIM_PRESETS["mae_small_112"]

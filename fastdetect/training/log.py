@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ class RunLog:
     """The log of one run; a context manager.
 
     Args:
-        folder: gets `log.jsonl` (a row per validation, appended to) and `tensorboard/`.
+        folder: gets `log.jsonl` (a row per validation and per warning, appended to) and `tensorboard/`.
         console: shows a progress bar where it is a terminal, else the rows alone.
         step: of a run that goes on: later entries of TensorBoard are dropped.
         tensorboard: None: where the package is installed.
@@ -55,6 +56,13 @@ class RunLog:
                 if name not in ("step", "loss", "lr"):
                     self.board.add_scalar(f"validation/{name}", value, row["step"])
             self.board.flush()
+
+    def warn(self, step: int, texts: Sequence[str]) -> None:
+        """Write and show warnings, a row each."""
+        for text in texts:
+            self.file.write(json.dumps({"step": step, "warning": text}) + "\n")
+            self.bar.console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        self.file.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Put a picture [H,W,3] uint8 into TensorBoard."""

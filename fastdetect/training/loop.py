@@ -108,7 +108,7 @@ def load_state(
     """Put a run's state back and return how far it was.
 
     Raises:
-        CheckpointError: no state, or one of another model.
+        CheckpointError: no state, a damaged one, or one of another model.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,5 +117,8 @@ def load_state(
         optimizer.load_state_dict(state["optimizer"])
         budget.before = state["minutes"]
         return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"cannot go on from {path}: {error}") from error
+    except Exception as error:  # a damaged pickle raises anything
+        what = str(error).partition("\n")[0] or "it ends too early"
+        raise CheckpointError(
+            f"cannot go on from {path}: {what}; it is damaged or of another model: delete it to begin anew"
+        ) from error

@@ -11,6 +11,7 @@ from fastdetect.ops import supcon_margin_loss
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.train_settings import TrainConfig
 
+_HARD = 8  # marginal fakes a group of the batch that the loss sees [METHODS 2.4]
 _CELL = 16  # pixels: side of what a map speaks of, see `fastdetect.data.pairs.PairMaker`
 
 
@@ -36,7 +37,8 @@ class Objective(nn.Module):
         if config.loss == "real-centric":
             self.contrast = RealCentricLoss(
                 model.config.embed_dim, temperature=config.temperature, margin=config.margin, seed=config.seed,
-                rho=0.25 if config.synthesis else 0.0, n_fused=64 if config.fusion else 0, group=self.group,
+                rho=0.25 if config.synthesis else 0.0, n_fused=64 if config.fusion else 0,
+                n_hard=_HARD * config.pairs // config.accumulate, group=self.group,
             )  # fmt: skip
         elif config.loss == "supcon":
             self.contrast = SupConLoss(temperature=config.temperature, base_temperature=config.temperature)

@@ -24,7 +24,7 @@ from fastdetect.training.log import RunLog
 from fastdetect.training.loop import Budget
 from fastdetect.training.masking import facial_mask
 from fastdetect.training.pictures import reconstructions
-from fastdetect.training.runner import Task, averaged, optimizer_groups, run
+from fastdetect.training.runner import Task, averaged, begin, optimizer_groups, run
 from fastdetect.training.settings import Positive, RunSettings
 
 _SHOWN = 8  # faces in a picture of reconstructions
@@ -154,19 +154,18 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     """Train, and return the folder of the averaged weights (`output`/model); under torchrun with all its processes.
 
     Raises:
-        UsageError: the configuration does not fit together; DataError: a pack cannot be read.
+        UsageError: the configuration does not fit together, or see `begin`; DataError: a pack cannot be read;
+        CheckpointError: there is nothing to go on from.
     """
     budget = Budget(config.steps, config.minutes)
     with Ranks.join(config.device) as ranks:
         deal = Deal(config.batch, ranks.rank, ranks.world, config.accumulate, config.parts)
+        config = begin(config, ranks)
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         model = build(config).to(ranks.device)
         packs, size = [FacePack.load(p) for p in config.packs], model.config.size[0]
         make = FaceMaker(packs, deal.each, size, config.seed, torch.device("cpu") if config.workers else ranks.device)
-        if ranks.main:
-            config.output.mkdir(parents=True, exist_ok=True)
-            configuration.save(config, config.output / "config.yaml")
         held_out, points = held_out_faces(packs[0], size, ranks.device)
 
         def prepare(piece: tuple[Tensor, Tensor], step: int, number: int) -> tuple[Tensor, Tensor]:

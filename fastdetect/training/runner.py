@@ -7,20 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from fastdetect import config as configuration
 from fastdetect.data.pairs import batch_seed
 from fastdetect.engines.machine import cpu_has_bf16
-from fastdetect.errors import UsageError
+from fastdetect.errors import CheckpointError, UsageError
 from fastdetect.training.cpu import keep_freed_memory
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
 from fastdetect.training.loop import Budget, Progress, cosine, ema_update, load_state, save_state
-from fastdetect.training.settings import RunSettings
+from fastdetect.training.settings import RunSettings, changes
+
+CONFIG, STATE = "config.yaml", "state.pt"  # of a run's folder
+Settings = TypeVar("Settings", bound=RunSettings)
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Task:
         save: writes the averaged model's folder.
         show: called after a validation with the averaged model, the log and the step.
         held: modules that stay in eval mode; clip: largest norm of the gradient.
+        warnings: what the log says first.
     """
 
     objective: nn.Module
@@ -54,6 +59,7 @@ class Task:
     show: Callable[[Any, RunLog, int], None] | None = None
     held: list[nn.Module] = field(default_factory=list)
     clip: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -76,6 +82,46 @@ def runs_bf16(settings: RunSettings, device: torch.device) -> bool:
     return automatic or settings.precision == "bf16"
 
 
+def begin(settings: Settings, ranks: Ranks) -> Settings:
+    """Make a run's folder with its `config.yaml`, and return the settings with `precision` decided.
+
+    Raises:
+        UsageError: the folder cannot be written to; it has a run and `resume` is off; or `resume`, and that run began
+            with other settings.
+        CheckpointError: `resume`, and there is no state.
+    """
+    settings = _decided(settings, ranks)
+    if not ranks.main:
+        return settings
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+        _check_earlier_run(settings, ranks)
+        configuration.save(settings, settings.output / CONFIG)
+    except OSError as error:
+        raise UsageError(f"cannot write to {settings.output}: {error.strerror}; give another --output") from error
+    return settings
+
+
+def _check_earlier_run(settings: Settings, ranks: Ranks) -> None:
+    file = settings.output / STATE
+    if not settings.resume:
+        if file.is_file():
+            raise UsageError(f"{file} is there already; --resume goes on with it, or give another --output")
+        return
+    if not file.is_file():
+        raise CheckpointError(f"--resume: cannot go on from {file}, which is not there; leave --resume out to begin")
+    before = _decided(configuration.load(type(settings), settings.output / CONFIG), ranks)
+    if changed := changes(before, settings):
+        raise UsageError(
+            f"--resume: the run in {settings.output} began with other settings: {'; '.join(changed)}; give them as "
+            "they were, or another --output without --resume"
+        )
+
+
+def _decided(settings: Settings, ranks: Ranks) -> Settings:
+    return settings.model_copy(update={"precision": "bf16" if runs_bf16(settings, ranks.device) else "fp32"})
+
+
 def run(task: Task, settings: RunSettings, ranks: Ranks, budget: Budget, console: Console) -> Progress:
     """Train until the budget is spent, `stop_at` is reached or validations get no better; returns how far it came.
 
@@ -84,12 +130,14 @@ def run(task: Task, settings: RunSettings, ranks: Ranks, budget: Budget, console
     """
     if ranks.device.type == "cpu":
         keep_freed_memory()
-    file = settings.output / "state.pt"
+    file = settings.output / STATE
     done = Progress()
     if settings.resume:
         done = load_state(file, task.kept, task.average, task.optimizer, budget)
     options: dict[str, Any] = {"step": done.step, "tensorboard": settings.tensorboard}
     with RunLog(settings.output, console, **options) if ranks.main else nullcontext() as log:
+        if log:
+            log.warn(done.step, task.warnings)
         _train(_Loop(task, settings, ranks, budget, done, log))
     return done
 
@@ -178,7 +226,7 @@ class _Loop:
                 task.show(task.average, self.log, done.step)
         if better or settings.keep == "last":
             task.save(task.average)
-        save_state(settings.output / "state.pt", done, task.kept, task.average, task.optimizer, self.budget)
+        save_state(settings.output / STATE, done, task.kept, task.average, task.optimizer, self.budget)
 
 
 def _peak_gb(device: torch.device) -> float:

@@ -1,11 +1,19 @@
 """Settings that `fastdetect pretrain` and `fastdetect train` share."""
 
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
+# `--resume` takes other values of these: how long a run goes on, where, and what it tells, not what it learns.
+MAY_CHANGE = frozenset(
+    {
+        "output", "resume", "steps", "minutes", "stop_at", "patience", "keep", "save_minutes", "save_steps", "workers",
+        "threads", "device", "pieces", "val_faces", "tensorboard", "pictures",
+    }
+)  # fmt: skip
 
 
 class RunSettings(BaseModel):
@@ -26,7 +34,7 @@ class RunSettings(BaseModel):
         save_minutes, save_steps: time and steps between validations, each of which writes `state.pt` and `model/`.
         patience: validations without a better one after which the run stops; null: none.
         keep: what `model/` holds: the averaged weights of the last validation or of the best one.
-        resume: go on from `state.pt`.
+        resume: go on from `state.pt`; all settings but those of `MAY_CHANGE` must be what they were.
         device, precision: "auto" takes a GPU where there is one, and bf16 where the hardware has it.
         tensorboard: null writes TensorBoard's files where the package is installed.
     """
@@ -52,3 +60,17 @@ class RunSettings(BaseModel):
     device: str = "auto"
     precision: str = Field(default="auto", pattern="^(auto|fp32|bf16)$")
     tensorboard: bool | None = None
+
+
+def changes(before: BaseModel, now: BaseModel, may_change: Collection[str] = MAY_CHANGE) -> list[str]:
+    """Say which settings, but those that may change, differ: "seed was 0, is 1"."""
+    was, own = (dict(_flat(config.model_dump(exclude=set(may_change)))) for config in (before, now))
+    return [f"{key} was {was.get(key)}, is {own.get(key)}" for key in was | own if was.get(key) != own.get(key)]
+
+
+def _flat(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{group}{key}.")
+        else:
+            yield f"{group}{key}", value

@@ -17,10 +17,10 @@ from fastdetect.data.face_table import FaceTable
 from fastdetect.data.forgery import VALIDATED, ForgeryConfig
 from fastdetect.data.group_sampler import GroupMaker, held_out_faces
 from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pieces, batch_seed
-from fastdetect.errors import UsageError
+from fastdetect.errors import DataError, UsageError
 from fastdetect.evaluation.metrics import roc_auc
 from fastdetect.models.checkpoint import load_backbone_weights
-from fastdetect.models.detector import TwoBranchDetector, area_resize, read_masked_image_model
+from fastdetect.models.detector import Branch, TwoBranchDetector, area_resize, read_masked_image_model
 from fastdetect.models.inpainting import draw_blocks, inpaint
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training.cpu import depthwise, depthwise_in_float32
@@ -28,9 +28,10 @@ from fastdetect.training.distributed import Ranks
 from fastdetect.training.loop import Budget
 from fastdetect.training.objective import Objective
 from fastdetect.training.piece_store import PieceStore
-from fastdetect.training.runner import Task, averaged, optimizer_groups, run, runs_bf16
+from fastdetect.training.runner import Task, averaged, begin, optimizer_groups, run
 from fastdetect.training.train_settings import TrainConfig
 
+IMAGENET_BACKBONE = "tf_efficientnet_lite0"  # whose weights an installed package carries
 Make = Callable[[int, int], tuple[Tensor, ...]]
 Measure = Callable[[TwoBranchDetector], dict[str, float]]
 
@@ -51,9 +52,9 @@ def build(config: TrainConfig) -> TwoBranchDetector:
     else:
         model = TwoBranchDetector(config.detector)
         if config.image_weights:
-            load_backbone_weights(model.image_branch.net)
-    if config.residual_weights == "efficientnet-lite0":
-        load_backbone_weights(model.residual_branch.net)
+            _start_from_imagenet("image", model.image_branch, config)
+    if config.residual and config.residual_weights == "efficientnet-lite0":
+        _start_from_imagenet("residual", model.residual_branch, config)
     if config.mim:
         pretrained = read_masked_image_model(config.mim)
         if pretrained.config != config.detector.mim:
@@ -62,6 +63,16 @@ def build(config: TrainConfig) -> TwoBranchDetector:
     elif config.residual and not config.init:
         raise UsageError("training the residual branch needs `mim`, the folder of a pretrained masked image model")
     return model
+
+
+def _start_from_imagenet(name: str, branch: Branch, config: TrainConfig) -> None:
+    backbone = getattr(config.detector, f"{name}_backbone")
+    if backbone != IMAGENET_BACKBONE:
+        raise UsageError(
+            f"{name}_weights=efficientnet-lite0 are those of {IMAGENET_BACKBONE}, but detector.{name}_backbone is "
+            f"{backbone}: set {name}_weights to null, which means random ones, or take that backbone"
+        )
+    load_backbone_weights(branch.net)
 
 
 def _take_residual_branch(model: TwoBranchDetector, started: TwoBranchDetector, config: TrainConfig) -> None:
@@ -131,8 +142,9 @@ def _from_pack(
     pack, size = FacePack.load(folder), config.detector.image_size
     redraw = Redrawer(copy.deepcopy(model.mim).cpu()) if config.redraw and (config.mim or config.init) else None
     source = PairSource(
-        pack, "train", size, device=ranks.device if not config.workers else "cpu", redraw=redraw, shares=config.shares
-    )
+        pack, "train", size, device=ranks.device if not config.workers else "cpu", redraw=redraw, shares=config.shares,
+        h264=config.h264,
+    )  # fmt: skip
     held_out = PairSource(pack, "val", size, device=ranks.device)
 
     def fakes(step: int) -> ForgeryConfig:
@@ -148,17 +160,40 @@ def _from_pack(
     make: Make = PairMaker(source, deal.each, seed=config.seed, config=fakes)
     if config.pieces:
         table = hashlib.sha256((folder / "faces.npz").read_bytes()).hexdigest()
-        keys = ("seed", "steps", "shares", "redraw", "resynthesis", "matched", "easy_until")
+        keys = ("seed", "steps", "shares", "redraw", "resynthesis", "matched", "h264", "easy_until")
         told = {"pack": table, "each": deal.each, "draws": deal.draws} | {key: getattr(config, key) for key in keys}
         mim = copy.deepcopy(model.mim).cpu().requires_grad_(False)
         make = PieceStore(make, config.pieces, mim, config.detector, bf16=config.precision == "bf16", told=told)
     return make, lambda average: {"val_auc": validate(average, held_out, config)}
 
 
-def _from_manifest(folder: Path, config: TrainConfig, deal: Deal, ranks: Ranks) -> tuple[Make, Measure]:
+def check_splits(table: FaceTable) -> list[str]:
+    """Say what makes validations too good: a warning for persons who are in train and in val, also as a fake's source.
+
+    Raises:
+        DataError: a video's footage is in both.
+    """
+    if shared := table.shared_videos("train", "val"):
+        raise DataError(
+            f"{table.folder}: the footage of {len(shared)} videos of val is in train, too, such as {shared[0]}; give "
+            "each video one split in the manifest (`fastdetect data verify` finds such) and extract again"
+        )
+    learnt, held_out = table.persons("train"), table.persons("val")
+    if not (both := sorted(learnt & held_out)):
+        return []
+    return [
+        f"{len(both)} of {len(held_out)} persons of val are in train, too, such as {', '.join(both[:3])}: val_auc is "
+        "too good; `fastdetect data index --hold-out 0.1` holds persons out of a set without a val split"
+    ]
+
+
+def _from_manifest(folder: Path, config: TrainConfig, deal: Deal, ranks: Ranks) -> tuple[Make, Measure, list[str]]:
     table = FaceTable.load(folder, methods=config.methods, compressions=config.compressions)
     size = config.detector.image_size
-    make = GroupMaker(table, "train", deal.each, size, fakes=config.group_fakes, seed=config.seed, warn=ranks.main)
+    make = GroupMaker(
+        table, "train", deal.each, size, fakes=config.group_fakes, seed=config.seed, h264=config.h264, warn=ranks.main
+    )
+    warnings = check_splits(table)
     images, labels = (
         held_out_faces(table, "val", size, each=config.val_faces // 2)
         if ranks.main
@@ -174,33 +209,32 @@ def _from_manifest(folder: Path, config: TrainConfig, deal: Deal, ranks: Ranks) 
                 scores.append(margins(average, part.to(ranks.device).float() / 255, residual=config.residual).cpu())
         return {"val_auc": roc_auc((labels > 0).long().numpy(), torch.cat(scores).numpy())}
 
-    return make, measure
+    return make, measure, warnings
 
 
 def train(config: TrainConfig, console: Console) -> Path:
     """Train, and return the folder of the averaged weights (`output`/model); under torchrun with all its processes.
 
     Raises:
-        UsageError: the configuration does not fit together; DataError: the faces cannot be read.
+        UsageError: the configuration does not fit together, or see `begin`; DataError: the faces cannot be read;
+        CheckpointError: there is nothing to go on from.
     """
     budget = Budget(config.steps, config.minutes)
     with Ranks.join(config.device) as ranks:
-        config = config.model_copy(update={"precision": "bf16" if runs_bf16(config, ranks.device) else "fp32"})
         deal = Deal(config.pairs, ranks.rank, ranks.world, config.accumulate, config.parts)
+        config = begin(config, ranks)
         torch.set_num_threads(config.threads)
-        if ranks.main:
-            config.output.mkdir(parents=True, exist_ok=True)
-            configuration.save(config, config.output / "config.yaml")
         model = ranks.synced(build(config).to(ranks.device))
         if ranks.device.type == "cpu" and config.precision == "bf16":
             depthwise_in_float32(model)
         held = freeze(model, config)
         objective = Objective(model, config, ranks).to(ranks.device)
+        warnings: list[str] = []
         if config.pack:
             make, measure = _from_pack(config.pack, config, model, deal, budget, ranks)
         else:
             assert config.manifest is not None  # one of the two is there, which the configuration has checked
-            make, measure = _from_manifest(config.manifest, config, deal, ranks)
+            make, measure, warnings = _from_manifest(config.manifest, config, deal, ranks)
 
         def prepare(piece: tuple[Tensor, ...], step: int, number: int) -> tuple[Any, ...]:
             images, labels, *more = (x.to(ranks.device, non_blocking=True) for x in piece)
@@ -233,6 +267,7 @@ def train(config: TrainConfig, console: Console) -> Path:
             save=save,
             held=held,
             clip=2.0,
+            warnings=warnings,
         )
         run(task, config, ranks, budget, console if ranks.main else Console(quiet=True))
     return config.output / "model"

@@ -23,7 +23,8 @@ class TrainConfig(RunSettings):
             unless `init` has it.
         image_weights: "efficientnet-lite0" starts the image branch from that package's ImageNet weights; null: random
             ones. `init` goes before it.
-        residual_weights: the same for the residual branch; "init": those of `init`.
+        residual_weights: the same for the residual branch, also where there is `init`; "init": those of `init`; null:
+            random ones.
         residual: train both branches; without it only the image branch and its head (a first stage), which then decide
             alone in what is saved.
         freeze_image: leave the image branch as `init` has it and train the rest (a cheap second stage).
@@ -42,6 +43,8 @@ class TrainConfig(RunSettings):
             self-blends and swaps, 55 to 45.
         matched: share of the reals that are changed as a whole, as the pasted part of a fake is, see
             `fastdetect.data.forgery.Forged`.
+        h264: share of the pairs, or groups, whose pictures, the real and its fakes alike, go through libx264 and back
+            after all other changes, see `fastdetect.data.augment.recompress`; not those of validations.
         loss: "ce" alone, or with it "supcon" or "real-centric" on the embeddings [METHODS 2.5].
         contrast_weight, temperature, margin: of that second term; the margin is real-centric's only.
         synthesis, fusion: whether real-centric makes hard positives and hard negatives.
@@ -63,7 +66,7 @@ class TrainConfig(RunSettings):
     init: Path | None = None
     mim: Path | None = None
     image_weights: Literal["efficientnet-lite0"] | None = "efficientnet-lite0"
-    residual_weights: Literal["efficientnet-lite0", "init"] | None = None
+    residual_weights: Literal["efficientnet-lite0", "init"] | None = "efficientnet-lite0"
     residual: bool = True
     freeze_image: bool = False
     hold_fused: bool = False
@@ -78,6 +81,7 @@ class TrainConfig(RunSettings):
     warmup: float = Field(default=0.02, ge=0, lt=1)
     resynthesis: float = Field(default=0.27, ge=0, le=1)
     matched: float = Field(default=0.0, ge=0, le=1)
+    h264: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["ce", "supcon", "real-centric"] = "ce"
     contrast_weight: float = Field(default=0.1, ge=0)
     temperature: Positive = 0.1

@@ -1,5 +1,6 @@
 """Groups of a data set's own faces: who is in them, that they are cut and degraded alike, and how they are dealt."""
 
+import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ from fastdetect.data.forgery import Dice
 from fastdetect.data.group_sampler import GroupMaker, GroupSampler, held_out_faces
 from fastdetect.data.manifest import Sample
 from fastdetect.data.pairs import Deal, Pieces
-from fastdetect.errors import DataError, ShapeError
+from fastdetect.errors import DataError, ShapeError, UsageError
 from fastdetect.faces.crop import crop_face, crop_square
 
 FRAMES = (0, 12, 25)
@@ -101,14 +102,54 @@ def test_a_table_holds_what_was_asked_for(faces: Path, tmp_path: Path) -> None:
     some = FaceTable.load(faces, methods=["FaceSwap"])
     assert set(some.text["method"]) == {"", "FaceSwap"}
     assert (some.label == 0).sum() == 12
-    with pytest.raises(DataError, match="c40"):
+    with pytest.raises(UsageError, match="compressions: got c40; the extraction has c23"):
         FaceTable.load(faces, compressions=["c40"])
+    with pytest.raises(UsageError, match="methods: got Nope; the extraction has Deepfakes, Face2Face, FaceSwap"):
+        FaceTable.load(faces, methods=["Deepfakes", "Nope"])
     with pytest.raises(DataError, match="fastdetect data extract"):
         FaceTable.load(tmp_path)
     with pytest.raises(DataError, match=r"'test' has 0 real and 0 fake .* \['train', 'val'\]"):
         some.rows("test")
     with pytest.raises(DataError, match="'val' has 6 real and 0 fake"):
         some.rows("val")
+
+
+def test_a_shard_that_is_missing_or_damaged_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (shard,) = write(tmp_path).glob("faces-*.tar")
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        member = tar.getmembers()[-1]
+    for data in (b"", b"no tar" * 1000, whole[: len(whole) // 2], whole[: member.offset_data - 700]):
+        shard.write_bytes(data)
+        with pytest.raises(DataError, match="extract again"):
+            FaceTable.load(tmp_path)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"faces-000000\.tar cannot be read .*No such file.* extract again"):
+        FaceTable.load(tmp_path)
+
+
+def test_footage_and_persons_of_two_splits_are_told(tmp_path: Path) -> None:
+    def found(folder: Path, *samples: tuple[Sample, float]) -> FaceTable:
+        with closing(FaceStore(folder, ExtractSettings(size=96, margin=1.75), resume=False)) as store:
+            for sample, x in samples:
+                store.add(sample, Extracted([face(n, (x, 50, x + 50, 115.0), 20) for n in FRAMES], 3, []), None)
+            store.finish()
+        return FaceTable.load(folder)
+
+    train = [(ffpp("000"), 60.0), (ffpp("000_003", "FaceSwap"), 61.0)]
+    clean = found(
+        tmp_path / "clean", *train, (ffpp("071", split="val"), 62.0), (ffpp("071_054", "FaceSwap", split="val"), 63.0)
+    )
+    assert clean.shared_videos("train", "val") == []
+    assert clean.persons("train") & clean.persons("val") == set()
+    assert clean.persons("val") == {"ffpp:071", "071", "ffpp:054"}
+    source = found(tmp_path / "source", *train, (ffpp("003", split="val"), 64.0))
+    assert source.shared_videos("train", "val") == []
+    assert source.persons("train") & source.persons("val") == {"ffpp:003"}  # as a fake's source
+    footage = found(tmp_path / "footage", *train, (ffpp("000_071", "Deepfakes", split="val"), 65.0))
+    assert footage.shared_videos("train", "val") == ["ff/fake/val/c23/Deepfakes/000_071"]
+    copied = found(tmp_path / "copied", *train, (ffpp("555", split="val"), 60.0))  # 000 under another name
+    assert copied.shared_videos("train", "val") == ["ff/real/val/c23/-/555"]
 
 
 @pytest.mark.usefixtures("no_warning")
@@ -217,6 +258,22 @@ def test_parts_of_a_batch_are_balanced_seeded_and_equal_in_any_worker(table: Fac
     assert torch.equal(batches[2][0], torch.cat([make(8, 0)[0], make(9, 0)[0]]))
     with pytest.raises(ShapeError, match="multiple of 16"):
         GroupMaker(table, "train", 2, 40, fakes=1, seed=0)
+
+
+def test_some_groups_go_through_h264_as_a_whole_and_the_others_stay(table: FaceTable) -> None:
+    options = {"fakes": 2, "seed": 1}
+    plain, labels = GroupMaker(table, "train", 8, 64, **options)(0, 0)
+    make = GroupMaker(table, "train", 8, 64, h264=0.5, **options)
+    images, same = make(0, 0)
+    assert torch.equal(labels, same)
+    assert torch.equal(images, make(0, 0)[0])
+    changed = (images != plain).flatten(1).any(1).view(5, 8)  # [member, group]
+    assert torch.equal(changed, changed[:1].expand(5, -1))
+    assert 0 < changed[0].sum() < 8
+    assert (images - plain).abs().mean() < 0.1
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert (GroupMaker(table, "train", 8, 64, h264=1.0, **options)(0, 0)[0] != plain).flatten(1).any(1).all()
 
 
 def test_held_out_faces_are_cut_as_screening_cuts_them(table: FaceTable) -> None:

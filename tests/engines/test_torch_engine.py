@@ -18,7 +18,8 @@ FIELDS = ("logits", "image_logits", "residual_logits", "patch_scores")
 @pytest.fixture(scope="module")
 def model() -> TwoBranchDetector:
     torch.manual_seed(0)
-    detector = TwoBranchDetector(DetectorConfig(image_size=160, protocol="sparse-4"))
+    config = DetectorConfig(image_size=160, residual_backbone="mobilenetv3_small_050", protocol="sparse-4")
+    detector = TwoBranchDetector(config)
     randomise_statistics(detector)
     return detector.eval()
 

@@ -41,7 +41,8 @@ CALIBRATION = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-branch detector of the small size with random weights, calibrated by hand."""
     torch.manual_seed(0)
-    config = DetectorConfig(image_size=112, image_backbone="mobilenetv3_small_050", protocol="sparse-4")
+    small = "mobilenetv3_small_050"
+    config = DetectorConfig(image_size=112, image_backbone=small, residual_backbone=small, protocol="sparse-4")
     folder = tmp_path_factory.mktemp("models") / "untrained"
     TwoBranchDetector(config).save_pretrained(folder, calibration=CALIBRATION, model_id="untrained")
     return folder

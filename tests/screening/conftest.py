@@ -49,7 +49,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 
     torch.manual_seed(0)
-    config = DetectorConfig(image_size=112, image_backbone="mobilenetv3_small_050", protocol="sparse-4")
+    small = "mobilenetv3_small_050"
+    config = DetectorConfig(image_size=112, image_backbone=small, residual_backbone=small, protocol="sparse-4")
     calibration = {
         "method": "platt",
         "a": 1.0,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fastdetect.cli import app
 from fastdetect.data.pairs import Deal
-from fastdetect.errors import MissingDependencyError, UsageError
+from fastdetect.errors import CheckpointError, MissingDependencyError, UsageError
 from fastdetect.training import pretrain, train
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
@@ -58,6 +58,7 @@ def test_a_detector_run_that_was_cut_ends_with_the_same_bits(pack: Path, tmp_pat
     mim = tmp_path / "mim"
     pretrain.main(None, pretrain_options(pack, mim, "steps=1"))
     more = [f"pack={pack}", f"mim={mim / 'model'}", "steps=4", "accumulate=2", "loss=real-centric", "save_steps=2"]
+    more += ["h264=0.5"]
     net = {"drop_rate": 0.5, "drop_path_rate": 0.2, "token_selection": True}
     train.main(None, train_options(tmp_path / "whole", *more, **net))
     train.main(None, train_options(tmp_path / "cut", *more, "stop_at=2", **net))
@@ -78,6 +79,53 @@ def test_a_pretraining_run_that_was_cut_ends_with_the_same_bits(pack: Path, tmp_
     pretrain.main(None, pretrain_options(pack, tmp_path / "cut", *more, "stop_at=3"))
     pretrain.main(None, pretrain_options(pack, tmp_path / "cut", *more, "resume=true"))
     assert equal_states(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_is_not_begun_over_another(pack: Path, tmp_path: Path) -> None:
+    mim, image = tmp_path / "mim", tmp_path / "image"
+    runs = {
+        pretrain: pretrain_options(pack, mim, "steps=1"),
+        train: train_options(image, f"pack={pack}", "residual=false", "steps=1"),
+    }
+    for command, options in runs.items():
+        command.main(None, options)
+        with pytest.raises(UsageError, match=r"state\.pt is there already; --resume goes on with it, or give another"):
+            command.main(None, options)
+    kept = {folder: (folder / "config.yaml").read_text() for folder in (mim, image)}
+    with pytest.raises(UsageError, match=r"other settings: seed was 0, is 1; masking was random, is block; give"):
+        pretrain.main(None, [*runs[pretrain], "resume=true", "seed=1", "masking=block"])
+    with pytest.raises(UsageError, match=r"other settings: lr was 0\.0005, is 0\.1; give"):
+        train.main(None, [*runs[train], "resume=true", "lr=0.1"])
+    assert kept == {folder: (folder / "config.yaml").read_text() for folder in (mim, image)}
+    budget = ["resume=true", "steps=2", "save_steps=1", "save_minutes=7", "threads=2", "patience=3", "keep=best"]
+    for command, options in runs.items():
+        command.main(None, [*options, *budget, "stop_at=2"])
+    assert [row["step"] for row in rows(mim)] == [row["step"] for row in rows(image)] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_or_gone_on_from_is_named(pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (Path("/proc/fastdetect/x"), tmp_path / "file"):
+        for command, options in (
+            (pretrain, pretrain_options(pack, output, "steps=1")),
+            (train, train_options(output, f"pack={pack}", "residual=false", "steps=1")),
+        ):
+            with pytest.raises(UsageError, match=f"cannot write to {output}: .*; give another --output"):
+                command.main(None, options)
+    with pytest.raises(CheckpointError, match=r"--resume: cannot go on from .*state\.pt, which is not there"):
+        pretrain.main(None, pretrain_options(pack, tmp_path / "none", "steps=1", "resume=true"))
+
+
+def test_a_damaged_state_is_an_error_with_its_path(tmp_path: Path) -> None:
+    go(tmp_path / "run", [0.5], steps=1)
+    file = tmp_path / "run" / "state.pt"
+    whole = file.read_bytes()
+    other = io.BytesIO()
+    torch.save([1, 2], other)
+    for data in (b"", b"no state at all", whole[: len(whole) // 2], other.getvalue()):
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"cannot go on from .*state\.pt: \w.*; it is damaged or of another"):
+            go(tmp_path / "run", [0.5], steps=2, resume=True)
 
 
 def test_pieces_give_the_gradient_of_the_batch(pack: Path, tmp_path: Path) -> None:

