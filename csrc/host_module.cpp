@@ -44,6 +44,22 @@ Dtype dtype_of(const char* what, const py::array& a, bool allow_uint8) {
   refuse(what, a, allow_uint8 ? "dtype float32, float16 or uint8" : "dtype float32 or float16");
 }
 
+// The array itself, or a copy where its byte order, alignment or strides are not what the kernels read.
+py::array native(const py::array& a) {
+  if (a.itemsize() == 0) return a;  // no numbers: refused by its dtype
+  bool fits = a.dtype().byteorder() != '>' && reinterpret_cast<uintptr_t>(a.data()) % a.itemsize() == 0;
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) fits &= a.strides(i) % a.itemsize() == 0;
+  if (fits) return a;
+  return py::module_::import("numpy").attr("array")(a, py::arg("dtype") = a.dtype().attr("newbyteorder")("="),
+                                                    py::arg("order") = "C");
+}
+
+// Numbers of any dtype as float32.
+py::array_t<float, py::array::c_style> floats(const char* what, const py::array& a) {
+  if (std::string("fiub").find(a.dtype().kind()) == std::string::npos) refuse(what, a, "real numbers");
+  return py::array_t<float, py::array::c_style | py::array::forcecast>(a);
+}
+
 int64_t stride(const py::array& a, int axis) { return a.strides(axis) / a.itemsize(); }
 
 struct Problem {
@@ -53,8 +69,9 @@ struct Problem {
 };
 
 Problem problem_of(const py::array& images, int64_t patch) {
-  if (images.ndim() != 4) refuse("images", images, "[B, C, H, W]");
-  if (patch < 1 || images.shape(2) % patch || images.shape(3) % patch)
+  if (images.ndim() != 4 || images.shape(1) < 1) refuse("images", images, "[B, C, H, W] with C of at least 1");
+  if (patch < 1) throw std::invalid_argument("patch_size: got " + std::to_string(patch) + ", want at least 1");
+  if (!images.shape(2) || !images.shape(3) || images.shape(2) % patch || images.shape(3) % patch)
     refuse("images", images, "H and W divisible by patch_size " + std::to_string(patch));
   const int64_t rows = images.shape(2) / patch, cols = images.shape(3) / patch;
   return {{images.shape(1), rows, cols, patch, rows * cols, patch * patch * images.shape(1)},
@@ -72,7 +89,8 @@ void want_shape(const char* what, const py::array& a, const std::vector<int64_t>
   refuse(what, a, wanted + "]");
 }
 
-py::array rows_contiguous(const py::array& a) {  // the kernels want stride 1 in the last axis only
+py::array rows_contiguous(const py::array& given) {  // the kernels want stride 1 in the last axis only
+  const py::array a = native(given);
   const bool contiguous = a.ndim() > 0 && a.strides(a.ndim() - 1) == a.itemsize();
   return contiguous ? a : py::array::ensure(a, py::array::c_style);
 }
@@ -98,10 +116,11 @@ void run(int64_t count, int threads, const Work& work) {
   for (std::thread& thread : pool) thread.join();
 }
 
-std::tuple<double, py::array> masked_patch_loss(const py::array& pred_in, const py::array& images,
-                                                const py::array_t<float, py::array::c_style>& mask,
-                                                int64_t patch_size, bool norm_pix, int threads,
-                                                const std::optional<std::string>& level_name) {
+std::tuple<double, py::array> masked_patch_loss(const py::array& pred_in, const py::array& images_in,
+                                                const py::array& mask_in, int64_t patch_size, bool norm_pix,
+                                                int threads, const std::optional<std::string>& level_name) {
+  const py::array images = native(images_in);
+  const auto mask = floats("mask", mask_in);
   const Problem problem = problem_of(images, patch_size);
   want_shape("pred", pred_in, {problem.batch, problem.grid.patches, problem.grid.length});
   want_shape("mask", mask, {problem.batch, problem.grid.patches});
@@ -131,12 +150,16 @@ std::tuple<double, py::array> masked_patch_loss(const py::array& pred_in, const 
   return {sum / total, grad};
 }
 
-std::tuple<py::array, py::array_t<float>> patch_residual(const py::array& pred_in, const py::array& images,
-                                                         const py::array_t<bool, py::array::c_style>& assignment,
-                                                         int64_t patch_size, double gain, double clamp, int threads,
+std::tuple<py::array, py::array_t<float>> patch_residual(const py::array& pred_in, const py::array& images_in,
+                                                         const py::array& assignment_in, int64_t patch_size,
+                                                         double gain, double clamp, int threads,
                                                          const std::optional<std::string>& level_name) {
+  const py::array images = native(images_in);
+  if (assignment_in.dtype().kind() != 'b') refuse("assignment", assignment_in, "dtype bool");
+  const py::array_t<bool, py::array::c_style> assignment(assignment_in);
+  if (!std::isfinite(gain)) throw std::invalid_argument("gain: got " + std::to_string(gain) + ", want a finite number");
   const Problem problem = problem_of(images, patch_size);
-  if (pred_in.ndim() != 4) refuse("pred", pred_in, "[k, B, L, P*P*C]");
+  if (pred_in.ndim() != 4 || pred_in.shape(0) < 1) refuse("pred", pred_in, "[k, B, L, P*P*C] with k of at least 1");
   want_shape("pred", pred_in, {pred_in.shape(0), problem.batch, problem.grid.patches, problem.grid.length});
   want_shape("assignment", assignment, {pred_in.shape(0), problem.grid.patches});
   if (!(clamp > 0.0)) throw std::invalid_argument("clamp: got " + std::to_string(clamp) + ", want more than 0");
@@ -176,16 +199,20 @@ Labels labels_of(const py::array& labels, const py::array& z) {
   const char kind = labels.dtype().kind();
   if (kind != 'i' && kind != 'u') refuse("labels", labels, "integers, 0 = real, above = fake");
   want_shape("labels", labels, {z.shape(0)});
-  const Labels as_int64 = Labels::ensure(labels);
-  for (py::ssize_t i = 0; i < as_int64.size(); ++i)
-    if (as_int64.data()[i] < 0)
-      throw std::invalid_argument("labels: got " + std::to_string(as_int64.data()[i]) + " at row " +
-                                  std::to_string(i) + ", want 0 = real, above = fake");
+  const Labels as_int64 = py::array_t<int64_t, py::array::c_style | py::array::forcecast>(labels);
+  for (py::ssize_t i = 0; i < as_int64.size(); ++i) {
+    const int64_t label = as_int64.data()[i];
+    if (label >= 0) continue;
+    const std::string got = kind == 'u' ? std::to_string(static_cast<uint64_t>(label)) : std::to_string(label);
+    throw std::invalid_argument("labels: got " + got + " at row " + std::to_string(i) +
+                                ", want 0 = real, above = fake, below 2^63");
+  }
   return as_int64;
 }
 
-Vector update_center(const std::optional<Vector>& center, const py::array& z_in, const py::array& labels_in,
+Vector update_center(const std::optional<py::array>& center_in, const py::array& z_in, const py::array& labels_in,
                      double momentum, int threads, const std::optional<std::string>& level_name) {
+  const auto center = center_in ? std::optional<Vector>(floats("center", *center_in)) : std::nullopt;
   const py::array z = rows_contiguous(z_in);
   const fastdetect::Rows rows = rows_of(z);
   const Labels labels = labels_of(labels_in, z);
@@ -207,10 +234,12 @@ Vector update_center(const std::optional<Vector>& center, const py::array& z_in,
 }
 
 std::tuple<py::array, Labels, Vector> synthesize_positives(const py::array& z_in, const py::array& labels_in,
-                                                           const Vector& center, double rho, double lam_max,
-                                                           const std::optional<uint64_t>& seed,
-                                                           const std::optional<Vector>& lam, bool guard, int threads,
-                                                           const std::optional<std::string>& level_name) {
+                                                           const py::array& center_in, double rho, double lam_max,
+                                                           const std::optional<py::int_>& seed,
+                                                           const std::optional<py::array>& lam_in, bool guard,
+                                                           int threads, const std::optional<std::string>& level_name) {
+  const Vector center = floats("center", center_in);
+  const auto lam = lam_in ? std::optional<Vector>(floats("lam", *lam_in)) : std::nullopt;
   const py::array z = rows_contiguous(z_in);
   const fastdetect::Rows rows = rows_of(z);
   const Labels labels = labels_of(labels_in, z);
@@ -246,7 +275,7 @@ std::tuple<py::array, Labels, Vector> synthesize_positives(const py::array& z_in
                                      lam ? lam->data() : nullptr,
                                      lam && lam->shape(0) == rows.count,
                                      static_cast<float>(lam_max),
-                                     seed.value_or(0),
+                                     seed ? PyLong_AsUnsignedLongLongMask(seed->ptr()) : 0,
                                      nullptr,
                                      guard,
                                      out.mutable_data(),
@@ -280,7 +309,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("masked_patch_loss", &masked_patch_loss, py::arg("pred"), py::arg("images"), py::arg("mask"), py::kw_only(),
         py::arg("patch_size"), py::arg("norm_pix") = false, py::arg("threads") = 1, py::arg("level") = py::none(),
         "(mean loss over removed patches, its gradient for pred): pred [B, L, P*P*C] float32 or float16, images "
-        "[B, C, H, W] float32, float16 or uint8 (value / 255), mask [B, L], 1 = removed.");
+        "[B, C, H, W] float32, float16 or uint8 (value / 255), mask [B, L] of any dtype, 1 = removed.");
   m.def("patch_residual", &patch_residual, py::arg("pred"), py::arg("images"), py::arg("assignment"), py::kw_only(),
         py::arg("patch_size"), py::arg("gain") = 4.0, py::arg("clamp") = 1.0, py::arg("threads") = 1,
         py::arg("level") = py::none(),
@@ -294,7 +323,7 @@ PYBIND11_MODULE(_host, m) {
         py::kw_only(), py::arg("rho") = 0.25, py::arg("lam_max") = 0.5, py::arg("seed") = py::none(),
         py::arg("lam") = py::none(), py::arg("guard") = true, py::arg("threads") = 1, py::arg("level") = py::none(),
         "(z_new [M, D], index [M], lam [M]) from z [N, D] float32 or float16 of unit length, labels [N], 0 = real, and "
-        "center [D].");
+        "center [D]; seed: any integer, taken modulo 2^64.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"), "Philox4x32-10: four random words.");
   m.def("build_info", &build_info, "Version, compiler, flags, CPU level in use, and which libraries were built.");
 }

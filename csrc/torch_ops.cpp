@@ -59,7 +59,9 @@ std::tuple<Tensor, Tensor> masked_patch_loss(const Tensor& pred, const Tensor& i
   job.loss = loss.mutable_data_ptr<float>();
   job.grad = need_grad ? grad.mutable_data_ptr() : nullptr;
   job.grad_scale = 1.0f;
-  if (mean) {
+  if (job.pred_dtype == fastdetect::Dtype::kFloat16) {
+    job.grad_scale = 0.5f * static_cast<float>(job.grid.length);  // mask * (pred - t): the backward has the rest
+  } else if (mean) {
     double total = 0.0;
     for (int64_t i = 0; i < count; ++i) total += job.weight[i];
     job.grad_scale = static_cast<float>(1.0 / total);

@@ -62,7 +62,9 @@ def masked_patch_loss_kernel(
     inside = k < K
     weight = tl.load(mask + row).to(tl.float32)
     scale = 1.0
-    if MEAN:
+    if grad.dtype.element_ty == tl.float16:
+        scale = K / 2.0  # mask * (pred - t): the backward has the rest, which float16 would round to 0
+    elif MEAN:
         scale = 1.0 / tl.load(total)  # inf where no patch is removed: the gradient is NaN, as the loss
     if weight == 0.0:
         tl.store(loss + row, 0.0)

@@ -26,7 +26,8 @@ def masked_patch_loss(
     """Mean squared error of the predicted patches over the removed ones: MAE's `forward_loss` [paper] in one pass.
 
     `e_bl = mean_k (pred_blk - t_blk)^2`, `loss = sum(e * mask) / sum(mask)`. The image is read in place (no
-    patchified copy), only where the mask is not 0; the forward writes the gradient of `pred`. Accumulates in float32.
+    patchified copy), only where the mask is not 0; the forward writes the gradient of `pred`. Accumulates in float32. A
+    gradient of float16 is what the product of all factors rounds to: under the usual loss scaling none is lost.
 
     Args:
         pred: [B, L, P*P*C] float32, bfloat16, float16 or float64, L = (H/P)*(W/P), patch values in the order (row,
@@ -133,6 +134,8 @@ def _check_images(images: Tensor, patch_size: int) -> tuple[int, int]:
     if images.dtype not in _IMAGE_DTYPES:
         raise ShapeError(f"images: got {images.dtype}, want one of {_names(_IMAGE_DTYPES)}")
     _, channels, height, width = images.shape
+    if not hasattr(patch_size, "__index__"):
+        raise ShapeError(f"patch_size: got {patch_size!r}, want an integer")
     if patch_size < 1 or height % patch_size or width % patch_size or not height or not width:
         raise ShapeError(
             f"patch_size: got {patch_size} for images of {height}x{width}, want a positive divisor of both"
@@ -222,7 +225,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1])
+    ctx.reduction = inputs[5]
+    ctx.save_for_backward(output[1], *inputs[2:3] * (output[1].dtype == torch.float16))
 
 
 def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -232,7 +236,10 @@ def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None
         raise UsageError(
             "masked_patch_loss has no double backward: drop create_graph=True or set FASTDETECT_BACKEND=reference"
         )
-    (grad,) = ctx.saved_tensors
+    grad, *mask = ctx.saved_tensors
+    if mask:  # float16 holds mask * (pred - t), for 2 / (K * sum(mask)) is under its smallest numbers
+        upstream = upstream * (2 / grad.shape[-1])
+        upstream = upstream / mask[0].sum(dtype=torch.float32) if ctx.reduction == "mean" else upstream
     # In place where nobody sees the saved gradient again: not under retain_graph, not while a compiler traces.
     if type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph():
         _scale_rows(grad, upstream.contiguous())

@@ -81,7 +81,7 @@ def test_empty_mask_is_nan() -> None:
             {"patch_size": 5},
             r"images: got shape \[3, 3, 14, 21\] dtype float32, want H and W divisible by patch_size 5",
         ),
-        ({"patch_size": 0}, r"divisible by patch_size 0"),
+        ({"patch_size": 0}, r"patch_size: got 0, want at least 1"),
         (
             {"images": np.zeros((3, 14, 21), np.float32)},
             r"images: got shape \[3, 14, 21\].*want \[B, C, H, W\]",
@@ -214,3 +214,62 @@ def test_build_info() -> None:
     assert info["compiler"]
     assert info["flags"]
     assert info["cuda_library"] is bool(info["cuda_architectures"])
+
+
+def test_other_byte_orders_and_packed_views_are_read_as_what_they_are() -> None:
+    pred, images, mask = arrays()
+    want_loss, want_grad = _host.masked_patch_loss(pred, images, mask, patch_size=7)
+    packed = np.zeros(images.shape, dtype=[("a", "u1"), ("v", "<f4")])  # five bytes from value to value
+    packed["v"] = images
+    shifted = np.zeros(pred.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(pred.shape)  # at an odd address
+    shifted[...] = pred
+    for some_pred, some_images in (
+        (pred.astype(">f4"), images), (pred, images.astype(">f4")), (pred, packed["v"]), (shifted, images),
+        (pred, images[:, ::-1, :, ::-1].copy()[:, ::-1, :, ::-1]),
+    ):  # fmt: skip
+        loss, grad = _host.masked_patch_loss(some_pred, some_images, mask, patch_size=7)
+        assert loss == want_loss
+        np.testing.assert_array_equal(grad, want_grad)
+    z, labels, center = faces()
+    np.testing.assert_array_equal(
+        _host.update_center(center, z.astype(">f4"), labels), _host.update_center(center, z, labels)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "uint8", "int16", ">i4"])
+def test_labels_of_every_integer_type(dtype: str) -> None:
+    z, labels, center = faces()
+    want = _host.synthesize_positives(z, labels, center, seed=3)
+    got = _host.synthesize_positives(z, labels.astype(dtype), center.astype(np.float64), seed=3)
+    for mine, theirs in zip(got, want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_masks_of_every_number_type_and_seeds_of_every_size() -> None:
+    pred, images, mask = arrays()
+    want = _host.masked_patch_loss(pred, images, mask, patch_size=7)
+    for dtype in (np.float64, np.int32, bool):
+        loss, grad = _host.masked_patch_loss(pred, images, mask.astype(dtype), patch_size=7)
+        assert loss == want[0]
+        np.testing.assert_array_equal(grad, want[1])
+    z, labels, center = faces()
+    got = [_host.synthesize_positives(z, labels, center, seed=seed)[0] for seed in (-1, 2**64 - 1)]
+    np.testing.assert_array_equal(*got)
+
+
+def test_what_cannot_be_read_is_refused_with_what_is_wanted() -> None:
+    pred, images, mask = arrays()
+    z, labels, center = faces()
+    huge = labels.astype(np.uint64)
+    huge[1] = 2**63 + 5
+    cases = [
+        (lambda: _host.update_center(center, z, huge), r"labels: got 9223372036854775813 at row 1"),
+        (lambda: _host.masked_patch_loss(pred, images, mask.astype(str), patch_size=7), "mask: .* want real numbers"),
+        (lambda: _host.masked_patch_loss(pred, images, mask, patch_size=0), "patch_size: got 0, want at least 1"),
+        (lambda: _host.patch_residual(pred[None], images, mask[:1].astype(int), patch_size=7), "assignment: .*bool"),
+        (lambda: _host.patch_residual(pred[None], images, mask[:1] > 0, patch_size=7, gain=np.nan), "gain: got nan"),
+        (lambda: _host.patch_residual(pred[None][:0], images, mask[:0] > 0, patch_size=7), "k of at least 1"),
+    ]
+    for call, wanted in cases:
+        with pytest.raises(ValueError, match=wanted):
+            call()

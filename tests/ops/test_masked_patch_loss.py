@@ -139,6 +139,38 @@ def test_float16_range(device: str) -> None:
         assert grad.flatten()[0].item() == pytest.approx(float(torch.tensor(0.5 * factor).half()), rel=1e-3)
 
 
+@pytest.mark.parametrize("near", [1.0, 0.02])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_float16_gradients_survive_under_loss_scaling(
+    device: str, reduction: str, near: float, keep_graph: bool
+) -> None:
+    """2 / (K * sum(mask)) alone is a subnormal number of float16 at this size: the product with the scale is not."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(16, 3, 224, 224, generator=rng).to(device)
+    mask = (torch.rand(16, 196, generator=rng) < 0.75).to(device)
+    target = reference.patchify(images, 16)
+    pred = (target + near * torch.randn(target.shape, generator=rng).to(device)).half().requires_grad_()
+    scale = 65536.0 if reduction == "mean" else 8.0
+    exact = pred.detach().double().requires_grad_()
+    grads = []
+    for some, function in ((pred, masked_patch_loss), (exact, reference.masked_patch_loss)):
+        loss = function(some, images, mask, patch_size=16, norm_pix=False, reduction=reduction)
+        upstream = torch.full_like(loss, scale)
+        grads.append(torch.autograd.grad(loss, some, upstream, retain_graph=keep_graph)[0].double())
+    got, want = grads
+    assert ((got - want).norm() / want.norm()).item() < 2e-3
+    assert torch.equal(got == 0, want == 0) or (got == 0).float().mean() < (want == 0).float().mean() + 1e-3
+
+
+def test_a_patch_size_that_is_no_integer_is_refused(device: str) -> None:
+    with pytest.raises(ShapeError, match=r"patch_size: got 2\.0, want an integer"):
+        masked_patch_loss(
+            torch.zeros(1, 1, 4, device=device), torch.zeros(1, 1, 2, 2, device=device),
+            torch.ones(1, 1, device=device), patch_size=2.0,
+        )  # fmt: skip
+
+
 def test_constant_patches_with_norm_pix(device: str) -> None:
     """No variance: the target is 0 (0 / sqrt(1e-6)), not NaN."""
     pred, _, mask = make((2, 3, 16, 16, 8), torch.float32, torch.float32, device)
