@@ -54,6 +54,17 @@ def test_loss(shape: tuple[int, ...], dtype: torch.dtype, norm_pix: bool, mean: 
     assert none.numel() == 0
 
 
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_gradient_of_float16_is_written_without_its_factors(mean: bool) -> None:
+    """mask * (pred - t): 2 / (K * sum(mask)) is the backward's."""
+    images, mask = torch.rand(2, 3, 8, 12), torch.rand(2, 6)
+    pred = torch.randn(2, 6, 48).half()
+    total = mask.sum(dtype=torch.float32) if mean else None
+    _, grad = kernels.masked_patch_loss(pred, images, mask, total, 4, False, True)
+    want = mask[..., None] * (pred.float() - reference.patchify(images, 4))
+    torch.testing.assert_close(grad, want.half(), rtol=1e-3, atol=1e-6)
+
+
 def test_empty_mask_and_strides() -> None:
     images = torch.rand(2, 8, 12, 3).permute(0, 3, 1, 2)
     pred = torch.randn(2, 7, 48)[:, 1:]
