@@ -1,8 +1,8 @@
 """One line in a user's code: the fused masked patch loss inside other people's masked autoencoders."""
 
 import sys
-import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +13,19 @@ from fastdetect.ops import masked_patch_loss, reference
 
 
 class Patched:
-    """What `patch_vit_mae` did to a model; `unpatch()`, or the end of a with block, takes it back."""
+    """What `patch_vit_mae` did to a model; `unpatch()`, or the end of a with block, takes it back.
+
+    `model` is the patched one: inside a `torch.compile` wrapper, the wrapped.
+    """
 
     def __init__(self, model: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
-        self.model, self.method = model, method
+        self.model, self.method, self.replacement = model, method, replacement
         setattr(model, method, replacement)
 
     def unpatch(self) -> None:
         """Give the model its own method back; a second call does nothing."""
-        self.model.__dict__.pop(self.method, None)
+        if self.model.__dict__.get(self.method) is self.replacement:
+            delattr(self.model, self.method)
 
     def __enter__(self) -> "Patched":
         return self
@@ -36,10 +40,11 @@ def patch_vit_mae(model: nn.Module) -> Patched:
     Takes transformers' `ViTMAEForPreTraining`, and models in the manner of MAE's code: a method `forward_loss(imgs,
     pred, mask)` that means MAE's loss [paper], with `patchify(imgs)`, `norm_pix_loss` and a patch size on the model,
     its `patch_embed` or its `config`. Only this instance is changed, its weights are not. Images that require a
-    gradient go the model's own way.
+    gradient go the model's own way. A deep copy or a pickle of a patched model is patched as well, with weights and
+    options of its own; `del copy.forward_loss` (transformers 5: `del copy.forward`) unpatches it.
 
     Args:
-        model: the masked autoencoder.
+        model: the masked autoencoder; of what `torch.compile` made of one, the model inside is patched.
 
     Returns:
         The patch, with `unpatch()`; also a context manager.
@@ -53,6 +58,7 @@ def patch_vit_mae(model: nn.Module) -> Patched:
         loss = model(pixel_values).loss
         patched.unpatch()
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper passes some attributes on and keeps others
     method = "forward_loss" if callable(getattr(model, "forward_loss", None)) else "forward"
     if method in model.__dict__:
         raise UsageError(f"{type(model).__name__} is patched already, or its {method} was replaced: unpatch() first")
@@ -63,52 +69,59 @@ def patch_vit_mae(model: nn.Module) -> Patched:
         )
     size = _patch_size(model)
     _check_patchify(model, size)
-    own = getattr(model, method)
-    if method == "forward":
-        return Patched(model, method, _transformers_forward(model, own, size))
-
-    def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if imgs.requires_grad:
-            return own(imgs, pred, mask, *args, **kwargs)
-        return masked_patch_loss(pred, imgs, mask, patch_size=size, norm_pix=_norm_pix(model))
-
-    return Patched(model, method, forward_loss)
+    replacement = _transformers_forward if method == "forward" else _forward_loss
+    return Patched(model, method, partial(replacement, model, size))  # a partial is copied and pickled with its model
 
 
-def _transformers_class(model: nn.Module) -> type | None:
+def _forward_loss(model: Any, size: int, imgs: Tensor, pred: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if imgs.requires_grad:
+        own: Tensor = type(model).forward_loss(model, imgs, pred, mask, *args, **kwargs)
+        return own
+    return masked_patch_loss(pred, imgs, mask, patch_size=size, norm_pix=_norm_pix(model))
+
+
+def _transformers_class(model: nn.Module) -> Any:
     return next((c for c in type(model).__mro__ if c.__name__ == "ViTMAEForPreTraining"), None)
 
 
-def _transformers_forward(model: Any, own: Callable[..., Any], size: int) -> Callable[..., Any]:
+def _transformers_forward(
+    model: Any,
+    size: int,
+    pixel_values: Tensor | None = None,
+    noise: Tensor | None = None,
+    interpolate_pos_encoding: bool | None = None,
+    **kwargs: Any,
+) -> Any:
     """transformers 5 has the loss inside forward, so forward is replaced; up to 4 it has forward_loss."""
+    if pixel_values is None or pixel_values.requires_grad:
+        return type(model).forward(model, pixel_values, noise, interpolate_pos_encoding, **kwargs)
     from transformers.utils import can_return_tuple
 
+    return can_return_tuple(_fused_forward)(model, size, pixel_values, noise, interpolate_pos_encoding, **kwargs)
+
+
+def _fused_forward(
+    model: Any,
+    size: int,
+    pixel_values: Tensor,
+    noise: Tensor | None,
+    interpolate_pos_encoding: bool | None,
+    **kwargs: Any,
+) -> Any:
     output: Any = vars(sys.modules[_transformers_class(model).__module__])["ViTMAEForPreTrainingOutput"]
-
-    def forward(
-        self: Any,
-        pixel_values: Tensor | None = None,
-        noise: Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if pixel_values is None or pixel_values.requires_grad:
-            return own(pixel_values, noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        encoded = self.vit(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        decoded = self.decoder(
-            encoded.last_hidden_state, encoded.ids_restore, interpolate_pos_encoding=interpolate_pos_encoding
-        )
-        loss = masked_patch_loss(decoded.logits, pixel_values, encoded.mask, patch_size=size, norm_pix=_norm_pix(self))
-        return output(
-            loss=loss,
-            logits=decoded.logits,
-            mask=encoded.mask,
-            ids_restore=encoded.ids_restore,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
-
-    return types.MethodType(can_return_tuple(forward), model)
+    encoded = model.vit(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+    decoded = model.decoder(
+        encoded.last_hidden_state, encoded.ids_restore, interpolate_pos_encoding=interpolate_pos_encoding
+    )
+    loss = masked_patch_loss(decoded.logits, pixel_values, encoded.mask, patch_size=size, norm_pix=_norm_pix(model))
+    return output(
+        loss=loss,
+        logits=decoded.logits,
+        mask=encoded.mask,
+        ids_restore=encoded.ids_restore,
+        hidden_states=encoded.hidden_states,
+        attentions=encoded.attentions,
+    )
 
 
 def _norm_pix(model: Any) -> bool:

@@ -2,6 +2,8 @@
 transformers' own."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -121,6 +123,64 @@ def test_images_that_need_a_gradient_go_the_old_way(calls: list[dict]) -> None:
     assert not calls
 
 
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, pickled, saved])
+def test_a_copy_is_its_own(calls: list[dict], how) -> None:
+    """An EMA of a patched model, say: its options are its own, and it stays patched where the original does not."""
+    model, (imgs, mask) = SmallMAE(), batch()
+    expected = SmallMAE(norm_pix_loss=True)
+    expected.load_state_dict(model.state_dict())
+    with patch_vit_mae(model):
+        twin = how(model)
+    twin.norm_pix_loss = True
+    torch.testing.assert_close(twin(imgs, mask)[0], expected(imgs, mask)[0])
+    assert calls == [{"patch_size": 8, "norm_pix": True}]
+    pred = torch.rand(2, 16, 192)
+    imgs.requires_grad_()
+    assert torch.equal(twin.forward_loss(imgs, pred, mask), expected.forward_loss(imgs, pred, mask))
+    with pytest.raises(UsageError, match="patched already"):
+        patch_vit_mae(twin)
+    del twin.forward_loss
+    twin(imgs.detach(), mask)
+    assert len(calls) == 1
+
+
+def test_compiled_wrapper(calls: list[dict]) -> None:
+    model, inputs = SmallMAE(), batch()
+    wrapper = torch.compile(model, backend="eager")
+    expected = wrapper(*inputs)[0]
+    patched = patch_vit_mae(wrapper)
+    assert patched.model is model
+    for again in (wrapper, model):
+        with pytest.raises(UsageError, match="SmallMAE is patched already"):
+            patch_vit_mae(again)
+    torch.testing.assert_close(wrapper(*inputs)[0], expected)
+    assert len(calls) == 1
+    patched.unpatch()
+    assert "forward_loss" not in model.__dict__
+    assert wrapper(*inputs)[0] == expected
+    assert len(calls) == 1
+
+
+def test_old_unpatch_leaves_a_newer_patch() -> None:
+    model = SmallMAE()
+    old = patch_vit_mae(model)
+    old.unpatch()
+    patch_vit_mae(model)
+    old.unpatch()
+    assert "forward_loss" in model.__dict__
+
+
 def test_errors() -> None:
     with pytest.raises(UsageError, match=r"Linear: got a model without forward_loss\(imgs, pred, mask\)"):
         patch_vit_mae(nn.Linear(2, 2))
@@ -148,16 +208,20 @@ def test_errors() -> None:
         patch_vit_mae(Picky())
 
 
-@pytest.mark.parametrize("norm_pix_loss", [False, True])
-@pytest.mark.parametrize("return_dict", [True, False])
-def test_transformers(calls: list[dict], norm_pix_loss: bool, return_dict: bool) -> None:
+def small_vit_mae(norm_pix_loss: bool = False) -> nn.Module:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.ViTMAEConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
         decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
         decoder_intermediate_size=16, norm_pix_loss=norm_pix_loss, attn_implementation="eager",
     )  # fmt: skip
-    model = transformers.ViTMAEForPreTraining(config).train()
+    return transformers.ViTMAEForPreTraining(config).train()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_transformers(calls: list[dict], norm_pix_loss: bool, return_dict: bool) -> None:
+    model = small_vit_mae(norm_pix_loss)
     twin, (images, _) = copy.deepcopy(model), batch()
     noise = torch.rand(2, 16)
     with patch_vit_mae(model) as patched:
@@ -171,4 +235,37 @@ def test_transformers(calls: list[dict], norm_pix_loss: bool, return_dict: bool)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
     assert patched.model is model
     torch.testing.assert_close(model(images, noise=noise).loss, twin(images, noise=noise).loss, rtol=0, atol=0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, pickled, saved])
+def test_transformers_copy_is_its_own(calls: list[dict], how) -> None:
+    model, (images, _), noise = small_vit_mae(), batch(), torch.rand(2, 16)
+    plain = copy.deepcopy(model)
+    patch_vit_mae(model)
+    twin = how(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    expected = plain(images, noise=noise)
+    torch.testing.assert_close(twin(images, noise=noise).loss, expected.loss)
+    assert len(calls) == 1
+    images.requires_grad_()
+    torch.testing.assert_close(twin(images, noise=noise).logits, expected.logits)
+    assert isinstance(twin(images, noise=noise, return_dict=False), tuple)
+    assert len(calls) == 1
+
+
+def test_transformers_compiled_wrapper(calls: list[dict]) -> None:
+    model, (images, _), noise = small_vit_mae(), batch(), torch.rand(2, 16)
+    wrapper = torch.compile(model, backend="eager")
+    expected = wrapper(images, noise=noise).loss
+    patched = patch_vit_mae(wrapper)
+    assert patched.model is model
+    with pytest.raises(UsageError, match="ViTMAEForPreTraining is patched already"):
+        patch_vit_mae(wrapper)
+    torch.testing.assert_close(wrapper(images, noise=noise).loss, expected)
+    assert len(calls) == 1
+    patched.unpatch()
+    assert wrapper(images, noise=noise).loss == expected
     assert len(calls) == 1

@@ -1,6 +1,8 @@
 """The loss modules against the code that they stand in for, and the real-centric loss's state."""
 
+import copy
 import doctest
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -79,6 +81,47 @@ def test_supcon_flattens_and_refuses() -> None:
         losses.SupConLoss(contrast_mode="two")
 
 
+def test_supcon_mask_is_zeros_and_ones() -> None:
+    features, mask = F.normalize(torch.randn(4, 2, 6), dim=-1), torch.eye(4)
+    loss = losses.SupConLoss()
+    assert loss(features, mask=mask.bool()) == loss(features, mask=mask.int()) == loss(features, mask=mask)
+    for value in (0.5, 2.0, torch.nan):
+        mask[1, 2] = value
+        with pytest.raises(ShapeError, match=rf"mask: got {value:g}, want 0 or 1"):
+            loss(features, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "values"),
+    [
+        (losses.SupConLoss, "temperature", [-1, 0, torch.nan, torch.inf]),
+        (losses.SupConLoss, "base_temperature", [-1]),
+        (losses.SupConLoss, "margin", [-0.1]),
+        (losses.MetricLearningSupConLoss, "temperature", [-1]),
+        (losses.MetricLearningSupConLoss, "margin", [torch.inf]),
+        (losses.MetricLearningSupConLoss, "denominator", ["some"]),
+        (losses.RealCentricLoss, "anchors", ["foo"]),
+        (losses.RealCentricLoss, "denominator", ["foo"]),
+        (losses.RealCentricLoss, "pairing", ["foo"]),
+        (losses.RealCentricLoss, "reduction", ["foo"]),
+        (losses.RealCentricLoss, "temperature", [-3]),
+        (losses.RealCentricLoss, "margin", [-1]),
+        (losses.RealCentricLoss, "momentum", [7, torch.nan]),
+        (losses.RealCentricLoss, "rho", [5, -0.1]),
+        (losses.RealCentricLoss, "lam_max", [-1, torch.inf]),
+        (losses.RealCentricLoss, "width", [0]),
+        (losses.RealCentricLoss, "n_hard", [0]),
+        (losses.RealCentricLoss, "n_fused", [-1]),
+        (losses.RealCentricLoss, "seed", [-1, 2**31]),
+    ],
+)
+def test_options_are_refused_at_once(make: Callable[..., object], name: str, values: list[object]) -> None:
+    width = {"width": 8} if make is losses.RealCentricLoss else {}
+    for value in values:
+        with pytest.raises(UsageError, match=rf"^{name}: got {value!r}, want "):
+            make(**{**width, name: value})
+
+
 class TestMetricLearning:
     labels = torch.tensor([0, 1, 1, 2, 0, 0, 3, 2])
 
@@ -86,9 +129,7 @@ class TestMetricLearning:
         z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
         ours = losses.MetricLearningSupConLoss(temperature=0.3)(z, *args, **kwargs)
         theirs = peers.SupConLoss(temperature=0.3)(z, *args, **kwargs)
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-7)
-        grads = [torch.autograd.grad(loss, z)[0] for loss in (ours, theirs)]
-        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+        same(ours, theirs, z)  # in float64
 
     def test_labels(self) -> None:
         self.both(self.labels)
@@ -121,6 +162,62 @@ class TestMetricLearning:
             losses.MetricLearningSupConLoss()(z, self.labels, ref_emb=z)
         with pytest.raises(ShapeError, match="indices_tuple: got 2 tensors, want 3"):
             losses.MetricLearningSupConLoss()(z, self.labels, (self.labels, self.labels))
+        with pytest.raises(UsageError, match="ref_emb: got None with ref_labels"):
+            losses.MetricLearningSupConLoss()(z, self.labels, ref_labels=self.labels)
+
+    def test_error_embeddings(self) -> None:
+        loss, z = losses.MetricLearningSupConLoss(), torch.randn(8, 5)
+        pairs = (torch.tensor([0]),) * 4
+        for bad in (z[0], z[:0], z[:, :0], z.long()):
+            for chosen in (None, pairs):
+                with pytest.raises(ShapeError, match=r"^embeddings: got "):
+                    loss(bad, self.labels[: len(bad)], chosen)
+        for bad in (z[:, :4], z[0], z[:0], z.long()):
+            with pytest.raises(ShapeError, match=r"^ref_emb: got "):
+                loss(z, self.labels, ref_emb=bad, ref_labels=self.labels)
+
+    def test_error_labels(self) -> None:
+        loss, z, good = losses.MetricLearningSupConLoss(), torch.randn(8, 5), self.labels
+        pairs = (torch.tensor([0]),) * 4
+        for bad, text in (
+            (good - 1, "got -1, want at least 0"),
+            (good.float(), "got torch.float32, want integers"),
+            (good > 0, "got torch.bool, want integers"),
+            (good[:7], r"got shape \(7,\), want \(8,\)"),
+        ):
+            with pytest.raises(ShapeError, match=f"^labels: {text}"):
+                loss(z, bad, ref_emb=z, ref_labels=good)
+            with pytest.raises(ShapeError, match=f"^labels: {text}"):
+                loss(z, bad, pairs)
+            with pytest.raises(ShapeError, match=f"^ref_labels: {text}"):
+                loss(z, good, ref_emb=z, ref_labels=bad)
+
+    def test_error_indices(self) -> None:
+        loss, z = losses.MetricLearningSupConLoss(), torch.randn(8, 5)
+        one = torch.tensor([0])
+        for bad, text in (
+            (torch.tensor([8]), "got 8 to 8, want 0 to 7"),
+            (torch.tensor([-1]), "got -1 to -1, want 0 to 7"),
+            (torch.tensor([0.0]), "got .*want int64 or int32 vectors"),
+            (one.byte(), "got .*want int64 or int32 vectors"),
+            (torch.tensor([0, 1]), "got .*anchors and others as many"),
+            (torch.tensor([[0]]), "got .*want int64 or int32 vectors"),
+        ):
+            for place in range(4):
+                chosen = [one] * 4
+                chosen[place] = bad
+                with pytest.raises(ShapeError, match=f"^indices_tuple: {text}"):
+                    loss(z, self.labels, tuple(chosen))
+            with pytest.raises(ShapeError, match=f"^indices_tuple: {text}"):
+                loss(z, self.labels, (one, one, bad))
+        with pytest.raises(ShapeError, match=r"^indices_tuple: got 7 to 7, want 0 to 2"):  # rows of ref_emb
+            loss(z, self.labels, (one, torch.tensor([7]), one, one), ref_emb=z[:3])
+
+    def test_autocast_changes_nothing(self) -> None:
+        loss, z, other = losses.MetricLearningSupConLoss(), torch.randn(8, 5), torch.randn(8, 5)
+        expected = loss(z, self.labels, ref_emb=other, ref_labels=self.labels)
+        with torch.autocast("cpu"):
+            assert loss(z, self.labels, ref_emb=other, ref_labels=self.labels) == expected
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
@@ -205,9 +302,105 @@ class TestRealCentric:
         assert history[-1] < 0.8 * history[0]
         assert similarity[labels == 0].min() > similarity[labels == 1].max()
 
-    def test_error_seed(self) -> None:
-        with pytest.raises(UsageError, match=r"seed: got -1, want 0 to 2\^31 - 1"):
-            losses.RealCentricLoss(8, seed=-1)
+    @pytest.mark.parametrize("row", [0, 5])  # a real, a fake
+    @pytest.mark.parametrize(("value", "length"), [(torch.nan, "nan"), (torch.inf, "inf"), (0.0, "0")])
+    def test_step_that_fails_changes_nothing(self, row: int, value: float, length: str) -> None:
+        loss, x = losses.RealCentricLoss(8), self.batch()
+        loss(x, self.labels)
+        twin, bad = copy.deepcopy(loss), x.clone()
+        bad[row] = value
+        with pytest.raises(ShapeError, match=f"^embeddings: got length {length} at row {row}, want finite rows"):
+            loss(bad, self.labels)
+        assert all(torch.equal(kept, twin.state_dict()[name]) for name, kept in loss.state_dict().items())
+        assert loss(x, self.labels) == twin(x, self.labels)
+
+    def test_center_that_is_not_finite_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on CUDA, where a NaN among the reals is not looked at."""
+        loss, x = losses.RealCentricLoss(8), self.batch()
+        loss(x, self.labels)
+        before = loss.center.clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "update_center", lambda center, *_, **__: center * torch.nan)
+            loss(x, self.labels)
+        assert torch.equal(loss.center, before)
+        assert loss(x, self.labels).isfinite()
+
+    @pytest.mark.parametrize("rho", [0.0, 0.25])
+    def test_loaded_center_that_is_not_finite_counts_as_none(self, rho: float) -> None:
+        loss, x = losses.RealCentricLoss(8, rho=rho), self.batch()
+        loss.load_state_dict({"center": torch.full((8,), torch.nan), "step": torch.tensor(0)})
+        assert loss.eval()(x, self.labels).isfinite()
+        assert loss.train()(x, self.labels) == losses.RealCentricLoss(8, rho=rho)(x, self.labels)
+        assert loss.center.isfinite().all()
+
+    def test_state_is_written_in_place(self) -> None:
+        """CUDA graphs and optimisers over buffers know them by their memory."""
+        loss = losses.RealCentricLoss(8)
+        center, step = loss.center, loss.step
+        loss(self.batch(), self.labels)
+        assert loss.center is center
+        assert loss.step is step
+        assert center.any()
+        assert step == 1
+
+    @pytest.mark.parametrize("detach", [True, False])
+    def test_two_forwards_before_one_backward(self, detach: bool) -> None:
+        def gradient(at_once: bool) -> Tensor:
+            loss = losses.RealCentricLoss(8, detach=detach, fusion_grad=True)
+            first, second = loss(x, self.labels), None
+            if not at_once:
+                second = torch.autograd.grad(first, x)[0]
+            third = loss(2 * x, self.labels)
+            if at_once:
+                return torch.autograd.grad(first + third, x)[0]
+            return second + torch.autograd.grad(third, x)[0]
+
+        x = self.batch().requires_grad_()
+        torch.testing.assert_close(gradient(True), gradient(False))
+
+    def test_float64_is_kept(self) -> None:
+        x = self.batch().double()
+        z = F.normalize(x, dim=1)
+        expected = supcon_margin_loss(z, self.labels, anchors="real")
+        actual = losses.RealCentricLoss(8, rho=0, n_fused=0)(x, self.labels)
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
+
+    def test_error_embeddings(self) -> None:
+        for bad in (torch.randn(8), torch.randn(10, 7), torch.randn(0, 8), torch.ones(10, 8, dtype=torch.int64)):
+            with pytest.raises(ShapeError, match=r"^embeddings: got "):
+                losses.RealCentricLoss(8)(bad, self.labels)
+
+    @pytest.mark.gpu
+    def test_cuda_graph(self) -> None:
+        """Without synthesis the whole step can be captured; the replay moves centre and step."""
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        loss, labels = losses.RealCentricLoss(8, rho=0, n_hard=3, n_fused=6).cuda(), self.labels.cuda()
+        twin, x, other = copy.deepcopy(loss), self.batch().cuda(), self.batch().cuda()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            loss(x, labels)  # compiles
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            value = loss(x, labels)
+        loss.load_state_dict(twin.state_dict())
+        for batch in (x.clone(), other):
+            x.copy_(batch)
+            graph.replay()
+            torch.testing.assert_close(value, twin(batch, labels))
+            torch.testing.assert_close(loss.state_dict(), twin.state_dict())
+
+    @pytest.mark.gpu
+    def test_cuda_overflow_leaves_the_center(self) -> None:
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        loss, x, labels = losses.RealCentricLoss(8, rho=0).cuda(), self.batch().cuda(), self.labels.cuda()
+        loss(x, labels)
+        before = loss.center.clone()
+        assert loss(torch.where(labels[:, None] == 0, torch.inf, x), labels).isnan()
+        assert torch.equal(loss.center, before)
+        assert loss(x, labels).isfinite()
 
 
 @pytest.mark.parametrize("module", [losses, hard_negatives, supcon_margin])
