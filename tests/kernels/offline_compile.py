@@ -1,8 +1,11 @@
 """Compiles Triton kernels for an absent GPU and reads what they use; run it for the table of the docs."""
 
+import contextlib
 import re
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +16,54 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+TENSOR_MEMORY_LIMIT = 512  # columns, sm_100
 
 
 @dataclass(frozen=True)
 class Usage:
+    kernel: str
     registers: int
+    instructions: int
     stack: int
     local: int
     shared: int  # bytes
+    tensor_memory: int  # columns
     widest_load: int  # bits
     widest_store: int
-    matrix: int  # HMMA or HGMMA instructions
+    matrix: int  # HMMA, HGMMA or UTCHMMA instructions
+
+
+class Sm100Warning(UserWarning):
+    """A kernel does not compile for sm_100, or does not keep a gate there."""
+
+
+@contextlib.contextmanager
+def sm_100_warns(arch: int) -> Iterator[None]:
+    """What is an error on the architectures that are tuned for is a warning on sm_100."""
+    try:
+        yield
+    except Exception as error:
+        if arch != 100:
+            raise
+        warnings.warn(f"{type(error).__name__}: {error}", Sm100Warning, stacklevel=3)
+
+
+def on_architectures(cases: Iterable[tuple]) -> list[tuple]:
+    """Each case for each architecture; for sm_100 those in bf16 alone, to save time."""
+    return [(arch, *case) for case in cases for arch in SHARED_LIMIT if arch != 100 or "bf16" in case]
+
+
+def gate(arch: int, usage: Usage, matrix: bool = False) -> None:
+    faults = {
+        "spills": usage.stack > 0 or usage.local > 0,
+        "too many registers": usage.registers > 255,
+        "too much shared memory": usage.shared > SHARED_LIMIT[arch],
+        "too much tensor memory": usage.tensor_memory > TENSOR_MEMORY_LIMIT,
+        "no matrix instructions": matrix and usage.matrix == 0,
+    }
+    found = ", ".join(name for name, wrong in faults.items() if wrong)
+    assert not found, f"sm_{arch}: {found}: {usage}"
 
 
 def compile_for(
@@ -59,13 +98,16 @@ def compile_for(
         return max(128 if ".128" in s else 64 if ".64" in s else 8 if "8" in s else 32 for s in suffixes)
 
     return Usage(
+        kernel=compiled.metadata.name,
         registers=found["REG"],
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", sass, re.MULTILINE)),
         stack=found["STACK"],
         local=found["LOCAL"],
         shared=max(found["SHARED"], compiled.metadata.shared),
+        tensor_memory=compiled.metadata.tmem_size or 0,
         widest_load=widest("LDG"),
         widest_store=widest("STG"),
-        matrix=len(re.findall(r"\bHG?MMA\b", sass)),
+        matrix=len(re.findall(r"\b(?:HG?|UTCH)MMA\b", sass)),
     )
 
 
@@ -143,11 +185,11 @@ def scale_case(arch: int, data: str, per_row: bool) -> Usage:
 
 def main() -> None:
     def row(kernel: str, arch: int, patch: int | str, pred: str, image: str, use: Usage) -> None:
-        cells = (kernel, arch, patch, pred, image, use.registers, use.stack, use.shared)
+        cells = (kernel, arch, patch, pred, image, use.registers, use.instructions, use.stack, use.shared)
         print("|", " | ".join(str(cell) for cell in (*cells, use.widest_load, use.widest_store)), "|")
 
-    print("| kernel | sm | P | pred | image | registers | stack | shared B | widest load | widest store |")
-    print("|" + "---|" * 10)
+    names = "kernel | sm | P | pred | image | registers | instructions | stack | shared B | widest load | widest store"
+    print("|", names, "|\n|" + "---|" * 11)
     for arch in (80, 90):
         for pred, image, patch, norm in [
             ("bf16", "fp32", 16, False),

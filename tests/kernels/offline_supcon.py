@@ -2,7 +2,10 @@
 
 import torch
 from fastdetect.kernels import supcon_margin as kernels
+from fastdetect.kernels.supcon_launch import _depth
 from offline_compile import Usage, compile_for
+
+ROWS = {"positive": 32, "finish": 16}  # a program, as supcon_launch.py has them
 
 
 def supcon_case(
@@ -64,8 +67,28 @@ def supcon_case(
     return compile_for(arch, kernel, signature, constants, warps, stages)
 
 
+def row_sums_case(arch: int, kind: str, dtype: str, width: int, class_sums: bool = True) -> Usage:
+    """The kernels before and after the tiles: similarity to all mates, and the parts of the gradient summed."""
+    kernel = {"positive": kernels.positive_kernel, "finish": kernels.finish_kernel}[kind]
+    stride = "i32/16" if width % 16 == 0 else "i32"
+    signature = {"x": f"*{dtype}", "kinds": "*i32", "sums": "*fp32", "x_stride": stride, "count": "i32"}
+    if kind == "positive":
+        signature |= {"out": "*fp32"}
+    else:
+        signature |= dict.fromkeys(("parts", "c", "pulls", "factor"), "*fp32") | {"out": f"*{dtype}", "P": "i32"}
+    constants = {"D": width, "UPCAST": False, "BM": ROWS[kind], "BK": _depth(width, 128)}
+    if kind == "finish":
+        constants["CLASS_SUMS"] = class_sums
+    return compile_for(arch, kernel, signature, constants, warps=4)
+
+
 def main() -> None:
-    print("| kernel | sm | dtype | D | tile | warps | registers | stack | shared B | (H)GMMA |\n|" + "---|" * 10)
+    def row(name: str, arch: int, dtype: str, width: int, tile: str, warps: int, use: Usage) -> None:
+        found = (use.registers, use.instructions, use.stack, use.shared, use.matrix)
+        print("|", " | ".join(str(cell) for cell in (name, arch, dtype, width, tile, warps, *found)), "|", flush=True)
+
+    print("| kernel | sm | dtype | D | tile | warps | registers | instructions | stack | shared B | (H)GMMA |")
+    print("|" + "---|" * 11)
     for arch in (80, 90):
         for kind, dtype, width, extra in [
             ("sums", "bf16", 128, {}),
@@ -88,9 +111,11 @@ def main() -> None:
             use = supcon_case(arch, kind, dtype, width, **extra)
             torch_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
             bm, bn, _, warps, _ = kernels.config(kind, width, torch_dtype, bool({"fused", "mask"} & {*extra}))
-            name = ", ".join([kind, *extra])
-            cells = (name, arch, dtype, width, f"{bm}x{bn}", warps, use.registers, use.stack, use.shared, use.matrix)
-            print("|", " | ".join(str(cell) for cell in cells), "|", flush=True)
+            row(", ".join([kind, *extra]), arch, dtype, width, f"{bm}x{bn}", warps, use)
+        for kind in ("positive", "finish"):
+            for dtype, width in [("bf16", 128), ("fp32", 1024)]:
+                use = row_sums_case(arch, kind, dtype, width)
+                row(kind, arch, dtype, width, f"{ROWS[kind]}x{_depth(width, 128)}", 4, use)
 
 
 if __name__ == "__main__":
