@@ -118,10 +118,13 @@ step_kernels() {  # on a GPU machine the tests run the kernels themselves
 }
 
 step_test() {
+  local tests="tests/ops tests/kernels"
+  if need pytorch_metric_learning; then tests+=" tests/test_losses.py"; fi
+  # shellcheck disable=SC2086
   if [ "$REHEARSE" = 1 ]; then
-    run_tests tests/ops tests/kernels -m gpu -rs  # all of them collected and skipped
+    run_tests $tests -m gpu -rs  # all of them collected and skipped
   else
-    run_tests tests/ops tests/kernels -m gpu -n 4
+    run_tests $tests -m gpu -n 4
   fi
   local code=$?
   [ "$code" = 5 ] && [ "$REHEARSE" = 1 ] && return 0
