@@ -224,7 +224,7 @@ def fit_calibration(
     Args:
         real_scores, real_identities: [N] raw video scores of held-out reals, and who is in them.
         fake_scores, fake_identities: [M] the same of held-out fakes; they set the slope, not the thresholds.
-        sampling: the sampling policy that the scores were made with, e.g. "uniform:16".
+        sampling: the sampling policy that the thresholds are meant for, e.g. "uniform:16".
         aggregation: how faces became a video's score.
         data_sha256: hash of the data, see `hash_data`.
         method: "platt", or "isotonic" (needs hundreds of videos).

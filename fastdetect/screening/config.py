@@ -15,7 +15,7 @@ from fastdetect.video.sampling import SamplingPolicy
 class DetectionConfig(BaseModel):
     """How faces are looked for, and how many at most."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     side: int = Field(default=DETECT_SIDE, ge=64, le=4096, description="longer side of the detector's input, pixels")
     score: float = Field(default=0.5, gt=0, lt=1, description="lowest detector confidence that is a face")
@@ -31,7 +31,7 @@ class DetectionConfig(BaseModel):
 class ScreenConfig(BaseModel):
     """Everything that a run can be told; written beside its results as config.yaml."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(default="fastdetect-small", description="model folder, shipped name or Hub id")
     engine: Literal[  # as fastdetect.engines.base, whose import takes torch with it

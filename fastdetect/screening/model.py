@@ -63,8 +63,8 @@ class Model:
         if calibration and (config.sample != calibration.sampling or config.max_seconds):
             first = f" in the first {config.max_seconds:g} s" if config.max_seconds else ""
             warnings.append(
-                f"the model was calibrated with the sampling {calibration.sampling}; with "
-                f"{config.sample}{first} its false-positive rates hold only roughly"
+                f"the thresholds are meant for the sampling {calibration.sampling}; with "
+                f"{config.sample}{first} their false-positive rates hold only roughly"
             )
         preprocess = info.preprocess or Preprocess(size=engine.image_size)
         explainer = _engine(config, "detector") if part == "verdict" and config.media else None
@@ -98,7 +98,8 @@ class Model:
 
     def identity(self, config: ScreenConfig) -> dict[str, Any]:
         """Everything that can change a row's scores or verdict, as JSON values."""
-        facts = self.facts() | {"thresholds": [limit.model_dump() for limit in self.thresholds]}
+        decides = {"verdict", "fpr", "score"}
+        facts = self.facts() | {"thresholds": [limit.model_dump(include=decides) for limit in self.thresholds]}
         options = {"sample", "max_seconds", "decoder", "faces", "detection", "verdict"}
         return {
             "fastdetect": __version__,

@@ -28,6 +28,8 @@ from fastdetect.screening.wording import (
     outcome,
     percent,
     printable,
+    rate_facts,
+    reached_by,
     score_text,
     verdict_meanings,
     worst_first,
@@ -63,6 +65,7 @@ def write_report(rows: Iterable[Row], path: Path, *, run: RunInfo, media: Path |
         "score": score_text,
         "percent": percent,
         "printable": printable,
+        "rate_facts": rate_facts,
     }
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     with_media = [i for i, row in enumerate(ordered) if media and any(t.media for t in row.tracks)]
@@ -206,10 +209,9 @@ def _say(row: Row) -> str:
         return "No verdict for this file."
     for line in row.thresholds:
         if line.verdict == row.verdict:
-            share = "an unmeasured share" if line.fpr is None else f"about {percent(line.fpr)}"
             return (
                 f"The score {score_text(score)} reaches the {line.verdict} line at {score_text(line.score)}, "
-                f"as {share} of authentic videos do."
+                f"as {reached_by(line)} of authentic videos do."
             )
     lowest = score_text(min((t.score for t in row.thresholds), default=None))
     return (

@@ -34,11 +34,15 @@ class _Model(BaseModel):
 
 
 class ThresholdRow(_Model):
-    """From `score` on a verdict is at least `verdict`; a share `fpr` of authentic videos reaches it."""
+    """From `score` on a verdict is at least `verdict`; set so that a share `fpr` of authentic videos reaches it."""
 
     verdict: Literal["suspicious", "manipulated"]
     fpr: float | None = Field(ge=0, le=1, description="null: the threshold was set by hand")
     score: float = Field(ge=0, le=1)
+    fpr_interval: tuple[float, float] | None = Field(
+        default=None, description="where the rate lies in fact (95 %), for reals like those of the calibration"
+    )
+    checked_on: int | None = Field(default=None, description="persons whose real videos the rate was checked on")
 
 
 class FaceRow(_Model):
@@ -162,9 +166,9 @@ class RunInfo(_Model):
     interrupted: bool = False
     warnings: list[str] = Field(default_factory=list, description="what a reader of the scores must know")
     wall_s: float = Field(description="seconds of this run alone, without what was resumed")
-    files: int = Field(description="rows in results.jsonl that belong to this run's inputs")
+    files: int = Field(description="rows in results.jsonl that belong to this run's inputs; older ones are not counted")
     files_this_run: int = Field(description="files screened by this run; the rest was resumed")
-    counts: dict[str, int] = Field(description="rows by verdict, and 'failed'")
+    counts: dict[str, int] = Field(description="these rows by verdict, and 'failed'")
     stage_seconds: dict[str, float] = Field(description="sum over this run's files by stage, see STAGES")
     videos_per_hour: float | None
     media_s_per_s: float | None = Field(description="seconds of footage screened per second of wall time")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fastdetect import __version__
 from fastdetect.screening.config import ScreenConfig
-from fastdetect.screening.inputs import InputFile, path_text
+from fastdetect.screening.inputs import InputFile, Inputs, path_text
 from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener, nvdec_device
 from fastdetect.screening.report import write_report
@@ -66,6 +66,7 @@ def run_screening(
     ):
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         (output / "config.yaml").write_text(resolved, "utf-8")
+        model.warnings += files.warnings if isinstance(files, Inputs) else []
         for warning in model.warnings:
             print(f"fastdetect: {warning}", file=sys.stderr)
         todo = [file for file in files if not store.has(file.path)]
@@ -88,7 +89,8 @@ def run_screening(
             text = f"{tally.spared} of {tally.files} files were scored on the CPU, where {model.engine.device} failed"
             model.warnings.append(f"{text}; each one's message says why")
             print(f"fastdetect: {model.warnings[-1]}", file=sys.stderr)
-        counts = Counter(row.verdict if row.status == "ok" else "failed" for row in store.rows())
+        named = store.rows(order, others=False)  # rows of files that an earlier run named stay, and do not count
+        counts = Counter(row.verdict if row.status == "ok" else "failed" for row in named)
         interrupted = tally.files < len(todo)
         run = RunInfo(
             fingerprint=fingerprint(store.identity),
@@ -103,15 +105,15 @@ def run_screening(
             finished_at=_now(),
             interrupted=interrupted,
             warnings=model.warnings,
-            files=len(store),
+            files=counts.total(),
             counts=dict(counts),
             **tally.figures(),
             exit_code=_exit_code(counts, interrupted),
         )
-        store.finish(run, order)
+        store.finish(run, order, media=config.media)
         report = output / "report.html"
         write_report(store.rows(order), report, run=run, media=media)
-        print_summary(_without_tracks(store.rows(order)), run, report=report, console=console)
+        print_summary(_without_tracks(store.rows(order, others=False)), run, report=report, console=console)
         return run
 
 

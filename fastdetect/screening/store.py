@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +21,7 @@ from fastdetect.screening.inputs import file_key, path_text
 from fastdetect.screening.results import Row, RunInfo
 
 _ROWS_PER_GROUP = 256
+_MEDIA_FOLDER = "[0-9a-f]" * 16  # as save_media names them
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -117,34 +119,54 @@ class ResultStore:
         os.fsync(self._file.fileno())
         self._remember(row, offset)
 
-    def rows(self, order: Sequence[str] = ()) -> Iterator[Row]:
-        """The newest row of every file: those in `order` (absolute paths) first, then the others."""
+    def rows(self, order: Sequence[str] = (), *, others: bool = True) -> Iterator[Row]:
+        """The newest row of every file: those in `order` (absolute paths) first, then the others if wanted."""
         with self.path.open("rb") as file:
-            for path in dict.fromkeys((*order, *self._offsets)):
+            for path in dict.fromkeys((*order, *(self._offsets if others else ()))):
                 if path in self._offsets:
                     file.seek(self._offsets[path])
                     yield Row.model_validate_json(file.readline())
 
-    def finish(self, run: RunInfo, order: Sequence[str]) -> None:
-        """Write results.parquet, summary.csv and run.json, and drop replaced rows from results.jsonl."""
-        if self._lines > len(self):
-            self._compact()
+    def finish(self, run: RunInfo, order: Sequence[str], *, media: bool = True) -> None:
+        """Write results.parquet, summary.csv and run.json; drop replaced rows and pictures that no row names.
+
+        Args:
+            run: what goes into run.json.
+            order: absolute paths of the run's inputs; their rows come first.
+            media: False: no row keeps a picture, also none of an earlier run.
+        """
+        if self._lines > len(self) or not media:
+            self._compact(media)
+        self._drop_pictures()
         self._write_tables(order)
         partial = self.folder / "run.json.partial"
         partial.write_text(run.model_dump_json(indent=2) + "\n", "utf-8")
         os.replace(partial, self.folder / "run.json")
 
-    def _compact(self) -> None:
+    def _compact(self, media: bool) -> None:
         partial = self.folder / "results.jsonl.partial"
         offsets, offset = {}, 0
         with partial.open("wb") as file:
             for row in self.rows():
+                for track in () if media else row.tracks:
+                    track.media = None
                 offsets[row.path] = offset
                 offset += file.write(row.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
         self._offsets, self._lines = offsets, len(offsets)
+
+    def _drop_pictures(self) -> None:
+        folder = self.folder / "media"
+        kept = [track.media for row in self.rows() for track in row.tracks if track.media] if folder.is_dir() else []
+        named = {name for media in kept for name in (media.crops, media.patches)}
+        for path in folder.glob(f"{_MEDIA_FOLDER}/track*.j*"):
+            if path.relative_to(folder).as_posix() not in named:
+                path.unlink()
+        for empty in (*folder.glob(f"{_MEDIA_FOLDER}/"), folder):
+            with suppress(OSError):  # not empty
+                empty.rmdir()
 
     def _write_tables(self, order: Sequence[str]) -> None:
         schema = arrow_schema(Row)

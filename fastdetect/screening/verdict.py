@@ -20,7 +20,7 @@ _GATE = Gate()  # what the calibration counts is what a verdict counts
 class VerdictConfig(BaseModel):
     """Where verdicts begin and when there is none [ours]; the thresholds' reasons are in docs/results.md."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     fpr_suspicious: float = Field(default=0.05, gt=0, lt=1, description="suspicious from this false-positive rate")
     fpr_manipulated: float = Field(default=0.01, gt=0, lt=1, description="manipulated from this one")
@@ -112,7 +112,21 @@ class Calibration:
                 f"the model is not calibrated at a false-positive rate of {fpr:g}, only at {known}; "
                 f"use one of these or --threshold-{verdict}"
             )
-        return ThresholdRow(verdict=verdict, fpr=fpr, score=self.thresholds[fpr])
+        fit, check = self._of(fpr, "fits"), self._of(fpr, "checked", "rates")
+        return ThresholdRow(
+            verdict=verdict,
+            fpr=fpr,
+            score=self.thresholds[fpr],
+            fpr_interval=fit.get("fpr_interval"),
+            checked_on=check.get("identities"),
+        )
+
+    def _of(self, fpr: float, *keys: str) -> Mapping[str, Any]:
+        """What a part of the block says of a rate; empty where it says nothing."""
+        part: Mapping[str, Any] = self.block
+        for key in keys:
+            part = part.get(key) or {}
+        return next((found for rate, found in part.items() if float(rate) == fpr), {})
 
 
 @dataclass

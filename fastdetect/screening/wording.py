@@ -82,6 +82,28 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def reached_by(line: ThresholdRow) -> str:
+    """The share of authentic videos that reach a threshold: "about 5 %", "at most about 0.12 %"."""
+    if line.fpr is None:
+        return "an unmeasured share"
+    if line.fpr_interval and line.fpr_interval[1] < line.fpr:  # it is stricter than was asked
+        return f"at most about {100 * line.fpr_interval[1]:.2g} %"
+    return f"about {percent(line.fpr)}"
+
+
+def rate_facts(line: ThresholdRow) -> str:
+    """What is known of a threshold's false-positive rate, for the report's small print."""
+    if line.fpr is None:
+        return "set by hand"
+    facts = [f"set for a false-positive rate of {percent(line.fpr)}"]
+    if line.fpr_interval:
+        low, high = (f"{100 * rate:.2g} %" for rate in line.fpr_interval)
+        facts.append(f"which lies in {low} to {high} (95 %)")
+    if line.checked_on:
+        facts.append(f"checked on {line.checked_on} persons")
+    return ", ".join(facts)
+
+
 def clock(seconds: float | None) -> str:
     """Seconds as "0.8 s", "42 s", "3 min 05 s", "2 h 04 min"; a dash where unknown."""
     value = known(seconds)
@@ -122,9 +144,7 @@ def verdict_meanings(thresholds: Sequence[ThresholdRow]) -> dict[str, str]:
         start = f"score {score_text(line.score)} or more; "
         if line.fpr is None:
             return start + "the threshold was set by hand, how many authentic videos reach it is unknown"
-        return (
-            f"{start}about {percent(line.fpr)} of authentic videos like those of the calibration set get this far too"
-        )
+        return f"{start}{reached_by(line)} of authentic videos like those of the calibration set get this far too"
 
     return {
         "manipulated": reached("manipulated"),

@@ -7,9 +7,11 @@ import av
 import numpy as np
 
 
-def write_clip(path: Path, frames: Iterable[np.ndarray], *, fps: int = 25, codec: str = "libx264") -> Path:
-    """Encode RGB frames of one size (even sides) to the container that the name asks for."""
-    with av.open(str(path), "w") as container:
+def write_clip(
+    path: Path, frames: Iterable[np.ndarray], *, fps: int = 25, codec: str = "libx264", kind: str | None = None
+) -> Path:
+    """Encode RGB frames of one size (even sides) to the container of that kind, else the one the name asks for."""
+    with av.open(str(path), "w", format=kind) as container:
         stream = None
         for rgb in frames:
             if stream is None:

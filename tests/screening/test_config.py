@@ -50,6 +50,12 @@ def test_verdicts_count_what_the_calibration_counts() -> None:
         (["timeout=[1"], "YAML"),
         (["=1"], "key=value"),
         (["timeout=1", "timeout.x=2"], "timeout"),
+        (["max_seconds=.inf"], "max_seconds: Input should be a finite number"),
+        (["timeout=.inf"], "timeout"),
+        (["detection.score=.nan"], "detection.score"),
+        (["verdict.min_face_px=.inf"], "min_face_px"),
+        (["verdict.min_sharpness=.inf"], "min_sharpness"),
+        (["verdict.threshold_suspicious=.nan"], "threshold_suspicious"),
     ],
 )
 def test_what_cannot_be_used_is_a_usage_error_that_names_it(overrides: list[str], said: str) -> None:

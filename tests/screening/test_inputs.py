@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from screen_clips import write_clip
 
 from fastdetect.errors import UsageError
 from fastdetect.screening.inputs import MEDIA_EXTENSIONS, expand_inputs
+from fastdetect.video import probe
 
 
 @pytest.fixture
@@ -95,6 +98,53 @@ def test_what_cannot_name_a_file_is_a_usage_error(bad: str) -> None:
 def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no media file"):
         expand_inputs([tmp_path])
+
+
+def test_what_a_folder_holds_beside_media_is_counted(tree: Path) -> None:
+    for name in ("a.xyz", "sub/B.XYZ"):
+        (tree / name).touch()
+    (tree / "empty").mkdir()
+    assert expand_inputs([tree, tree / "LICENSE"]).warnings == [
+        "3 other file(s) left out: .xyz (2), .txt (1); name a file to screen it all the same"
+    ]
+    assert expand_inputs([tree / "b.mp4", tree / "empty"]).warnings == [f"no media file in {tree / 'empty'}"]
+    assert expand_inputs([tree / "sub" / "face.jpg"]).warnings == []
+    (tree / "empty" / "x").touch()
+    with pytest.raises(UsageError, match=r"empty; 1 other file\(s\) left out: no extension \(1\)"):
+        expand_inputs([tree / "empty"])
+
+
+def test_a_glob_gives_names_as_the_user_wrote_them(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert [(entry.name, entry.path) for entry in expand_inputs(["s*/*.webm", "su*"])] == [
+        ("sub/c.webm", tree / "sub" / "c.webm"), ("sub/face.jpg", tree / "sub" / "face.jpg"),
+    ]  # fmt: skip
+    (tree / "sub" / "list.txt").write_text("../*.mp4\n")
+    (entry,) = expand_inputs(["@sub/list.txt"])
+    assert (entry.name, entry.path) == ("../b.mp4", tree / "b.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "codec"),
+    [
+        ("a.divx", "avi", "mpeg4"),
+        ("a.qt", "mov", "mpeg4"),
+        ("a.insv", "mp4", "mpeg4"),
+        ("a.3gpp", "3gp", "mpeg4"),
+        ("a.mk3d", "matroska", "mpeg4"),
+        ("a.m1v", "mpeg1video", "mpeg1video"),
+        ("a.mpe", "mpeg", "mpeg1video"),
+        ("a.m2t", "mpegts", "mpeg2video"),
+        ("a.wtv", "wtv", "mpeg2video"),
+        ("a.rm", "rm", "rv20"),
+    ],
+)
+def test_a_rare_extension_is_taken_and_its_file_decodes(tmp_path: Path, name: str, container: str, codec: str) -> None:
+    write_clip(
+        tmp_path / name, [np.full((144, 176, 3), 20 * i, np.uint8) for i in range(8)], codec=codec, kind=container
+    )
+    (entry,) = expand_inputs([tmp_path])
+    assert probe(entry.path).codec == codec
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")

@@ -106,6 +106,19 @@ def test_the_page_says_what_was_used_and_what_the_thresholds_mean(tmp_path: Path
         assert words in page.text, words
 
 
+def test_a_threshold_stricter_than_asked_is_said_to_be(tmp_path: Path) -> None:
+    known = {"fpr_interval": (9.2e-7, 0.00125), "checked_on": 87}
+    lines = [LINES[0], LINES[1].model_copy(update=known)]
+    _, page = render(tmp_path, [make_row(thresholds=lines)], thresholds=lines)
+    for words in (
+        "score 0.810 or more; at most about 0.12 % of authentic videos",
+        "score 0.620 or more; about 5 % of authentic videos",
+        "reaches the manipulated line at 0.810, as at most about 0.12 % of authentic videos do",
+        "set for a false-positive rate of 1 %, which lies in 9.2e-05 % to 0.12 % (95 %), checked on 87 persons",
+    ):
+        assert words in page.text, words
+
+
 def test_hostile_names_and_messages_stay_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
     rows = [

@@ -200,7 +200,7 @@ def test_a_neighbour_changes_no_bit_and_no_media_keeps_nothing_of_a_face(
 def test_options_reach_the_stages(screen: Screen, media: Path) -> None:
     info, rows = screen(media / "two.mp4", sample="fps:4", max_seconds=0.5, faces="largest")
     row = rows["two.mp4"]
-    assert "uniform:16" in info.warnings[0], "calibrated with another sampling: it must be said"
+    assert "the thresholds are meant for the sampling uniform:16" in info.warnings[0], "it must be said"
     assert "fps:4" in info.warnings[0]
     assert (row.frames_sampled, len(row.tracks), row.sampling, row.max_seconds) == (2, 1, "fps:4", 0.5)
     assert row.reasons == [Reason.TOO_SHORT]
@@ -246,6 +246,29 @@ def test_resume_screens_only_what_is_new(screen: Screen, media: Path, tmp_path: 
     assert (info.files_this_run, info.videos_per_hour) == (0, None)
     with pytest.raises(UsageError, match="sample was uniform:16, is uniform:8"):
         screen(media / "person.mp4", out=out, resume=True, sample="uniform:8")
+
+
+def test_a_resumed_run_is_about_the_files_that_it_names(screen: Screen, media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert screen(media / "empty.mp4", media / "noise.mp4", out=out)[0].exit_code == 3
+    info, rows = screen(media / "noise.mp4", out=out, resume=True)
+    assert (info.exit_code, info.files, info.counts) == (0, 1, {"inconclusive": 1})
+    assert set(rows) == {"empty.mp4", "noise.mp4"}
+    assert "1 failed" not in out.with_name("log").read_text()
+
+
+def test_resuming_without_media_deletes_the_pictures(screen: Screen, media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    screen(media / "person.mp4", out=out)
+    assert (out / "media").is_dir()
+    _, rows = screen(media / "person.mp4", out=out, resume=True, media=False)
+    assert not (out / "media").exists()
+    assert [track.media for track in rows["person.mp4"].tracks] == [None]
+    assert "Pictures of faces were switched off" in (out / "report.html").read_text()
+
+
+def test_files_that_a_folder_leaves_out_are_said(everything: tuple[Path, RunInfo, dict[str, Row]]) -> None:
+    assert everything[1].warnings == ["1 other file(s) left out: .txt (1); name a file to screen it all the same"]
 
 
 def test_a_run_of_nothing_but_failures_ends_well_and_is_not_repeated(

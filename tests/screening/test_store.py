@@ -199,6 +199,40 @@ def test_rows_of_earlier_inputs_stay_in_the_final_files(out: Path, files: list[P
     assert paths == [str(files[2]), str(files[0]), str(files[1])]
 
 
+def with_picture(path: Path, out: Path, sha256: str) -> Row:
+    made = row(path, sha256=sha256)
+    crops = np.zeros((1, 8, 8, 3), np.uint8)
+    made.tracks[0].media = save_media(out / "media", sha256, 0, [0], crops, np.zeros((1, 2, 2), np.float32))
+    return made
+
+
+def test_pictures_that_no_row_names_are_deleted_in_the_end(out: Path, files: list[Path]) -> None:
+    store = ResultStore(out, IDENTITY, resume=False)
+    store.append(with_picture(files[0], out, "a" * 64))
+    files[0].write_text("longer than before")
+    store.append(with_picture(files[0], out, "b" * 64))
+    (out / "media" / "mine.jpg").touch()
+    (out / "media" / "mine").mkdir()
+    store.finish(run_info(), [str(files[0])])
+    assert sorted(p.name for p in (out / "media").rglob("*")) == [
+        "b" * 16, "mine", "mine.jpg", "track0.jpg", "track0.json",
+    ]  # fmt: skip
+
+
+def test_without_media_no_picture_of_an_earlier_run_stays(out: Path, files: list[Path]) -> None:
+    store = ResultStore(out, IDENTITY, resume=False)
+    store.append(with_picture(files[0], out, "a" * 64))
+    store.finish(run_info(), [str(files[0])])
+    store.close()
+    store = ResultStore(out, IDENTITY, resume=True)
+    store.append(row(files[1]))
+    store.finish(run_info(), [str(files[1])], media=False)
+    assert not (out / "media").exists()
+    assert [track.media for kept in store.rows() for track in kept.tracks] == [None, None]
+    table = pq.read_table(out / "results.parquet").to_pylist()
+    assert [track["media"] for kept in table for track in kept["tracks"]] == [None, None]
+
+
 def test_a_name_that_is_not_utf8_survives(out: Path, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
     path.write_text("x")

@@ -182,6 +182,13 @@ def test_thresholds_carry_their_false_positive_rates() -> None:
     assert (by_hand.fpr, by_hand.score) == (None, 0.5)
 
 
+def test_thresholds_carry_what_the_calibration_knows_of_their_rates() -> None:
+    known = {"fits": {"0.01": {"fpr_interval": [1e-6, 0.00125]}}, "checked": {"rates": {"0.01": {"identities": 87}}}}
+    low, high = Calibration.from_config(BLOCK | known).limits(VerdictConfig())
+    assert (low.fpr_interval, low.checked_on) == (None, None)
+    assert (high.fpr, high.fpr_interval, high.checked_on) == (0.01, (1e-6, 0.00125), 87)
+
+
 def test_thresholds_that_were_not_calibrated_or_are_crossed_are_refused() -> None:
     with pytest.raises(UsageError, match=r"0\.01, 0\.05"):
         CALIBRATION.limits(VerdictConfig(fpr_suspicious=0.2))
