@@ -192,17 +192,9 @@ def forward(p: Any, count: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (3, N)
             loss = log_sum / LOG2E - (similar / number - p.margin) / p.temperature
         else:
             loss = (log_sum - pulled.sum(dim=0) / number) / LOG2E
-    loss = torch.where(_wrong(p), torch.nan, torch.where(count > 0, loss, 0.0))
+    # An error would cost a stall.
+    loss = torch.where(p.wrong(), torch.nan, torch.where(count > 0, loss, 0.0))
     return loss, torch.stack([log_sum / LOG2E, q, count.float()])
-
-
-def _wrong(p: Any) -> Tensor:
-    """Whether a label or an index is out of range: the loss says so by NaN, since an error would cost a stall."""
-    found = (p.labels < 0).any()
-    for index in (p.index_a, p.index_b):
-        if index is not None:
-            found = found | ((index < -1) | (index >= p.every().shape[0])).any()
-    return found
 
 
 def _coefficients(coefficients: Tensor, unit: Tensor) -> Tensor:  # (5, C)

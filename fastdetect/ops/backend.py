@@ -1,5 +1,6 @@
 """Which implementation an op takes: fused (C++ on CPU, Triton on CUDA) or the eager truth of reference.py."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -25,6 +26,18 @@ def backend() -> str:
     if value not in ("auto", "reference"):
         raise UsageError(f"FASTDETECT_BACKEND: got {value!r}, want 'auto' or 'reference'")
     return value
+
+
+def by_reference() -> bool:
+    """Whether the reference is forced, or wanted by torch.func (grad, vmap, jvp), which cannot see through our ops."""
+    return backend() == "reference" or torch._C._are_functorch_transforms_active()
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Switches autocast off; nothing is entered (10 us) where none is on or the device knows none (meta)."""
+    known = torch.amp.is_autocast_available(device_type)
+    on = known and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 @functools.cache
@@ -115,7 +128,7 @@ def _available(device_type: str) -> bool:
 
 def fused(pred: Tensor, images: Tensor, length: int) -> bool:
     """Whether the fused kernels take these tensors: CPU or CUDA, not float64, patch rows that fit."""
-    if backend() == "reference" or torch.float64 in (pred.dtype, images.dtype):
+    if by_reference() or torch.float64 in (pred.dtype, images.dtype):
         return False
     if pred.device.type == "cuda" and length > MAX_CUDA_PATCH:
         _warn_row_too_long(length, MAX_CUDA_PATCH)
@@ -138,8 +151,23 @@ def traced(*tensors: Tensor | None) -> bool:
     return any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors if tensor is not None)
 
 
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether the host may look at the values: on the CPU, seen by no tracer, not batched by torch.vmap."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(t.device.type == "cpu" for t in given) and not traced(*given) and not any(map(_batched, given))
+
+
+def _batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def fused_synthesis(z: Tensor, center: Tensor | None) -> bool:
     """Whether the C++ core of positive synthesis takes these tensors: CPU or CUDA, not float64."""
-    if backend() == "reference" or torch.float64 in (z.dtype, z.dtype if center is None else center.dtype):
+    if by_reference() or torch.float64 in (z.dtype, z.dtype if center is None else center.dtype):
         return False
     return z.device.type in ("cpu", "cuda") and _synthesis_library(z.device.type)

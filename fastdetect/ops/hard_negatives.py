@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
+from fastdetect.ops.backend import no_autocast, readable
+from fastdetect.ops.reference import accumulation_dtype
 
 _LOW = 0xFFFFFFFF
+_CHUNK = 1 << 21  # values of z that are held in float64 at a time: 16 MB
 
 
 class FusedNegatives(NamedTuple):
@@ -43,9 +46,11 @@ def fuse_hard_negatives(
 
     Args:
         z: [N, D] float embeddings, unit length.
-        labels: [N] integers, 0 = real, > 0 = fake.
+        labels: [N] integers, 0 = real, > 0 = fake. Negative ones: ShapeError on the CPU; on CUDA (where a look at them
+            would stall the stream) and under torch.vmap NaN weights.
         center: [D], unit length, same device.
-        n_hard: how many marginal fakes at most, >= 1; ties go to the lower index.
+        n_hard: how many marginal fakes at most, >= 1. Cosines are summed in float64 and rounded to float32 (but where
+            z or center is float64), so that every device takes the same rows; ties go to the lower index.
         n_fused: K, how many fused negatives, >= 0.
         seed: of the Philox generator; the same numbers on every device. A scalar int64 tensor under CUDA graphs.
 
@@ -53,7 +58,7 @@ def fuse_hard_negatives(
         FusedNegatives of K rows; without any fake every index_a is -1.
 
     Raises:
-        ShapeError: a shape, dtype or device does not fit.
+        ShapeError: a shape, dtype, device or label does not fit.
         UsageError: n_hard or n_fused out of range.
 
     Example:
@@ -77,10 +82,11 @@ def fuse_hard_negatives(
     for name, tensor in (("labels", labels), ("center", center)):
         if tensor.device != z.device:
             raise ShapeError(f"{name}: got device {tensor.device}, want that of z, {z.device}")
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    if readable(labels) and int(labels.min()) < 0:
+        raise ShapeError(f"labels: got {int(labels.min())}, want at least 0 (0 = real, > 0 = fake)")
+    with torch.no_grad(), no_autocast(z.device.type):
         fake = labels > 0
-        similarity = torch.mv(z, center.to(z.dtype)).float()
-        order = similarity.masked_fill(~fake, -torch.inf).argsort(descending=True, stable=True)
+        order = _similarity(z, center).masked_fill(~fake, -torch.inf).argsort(descending=True, stable=True)
         hard = fake.sum().clamp(max=n_hard)  # stays on the device
         first, second, mix = uniform(seed, n_fused, z.device)
         a = _draw(first, hard)
@@ -91,7 +97,18 @@ def fuse_hard_negatives(
         index_a = torch.where(hard > 0, order[a.clamp(max=z.shape[0] - 1)], -1)
         index_b = torch.where(pair, order[b.clamp(max=z.shape[0] - 1)], -1)
         weight = torch.where(pair, mix, 1 - 0.5 * mix)
+        weight = torch.where((labels < 0).any(), torch.nan, weight)  # where nobody could look before
     return FusedNegatives(index_a, index_b, weight, center.detach())
+
+
+def _similarity(
+    z: Tensor,  # (N, D)
+    center: Tensor,  # (D,)
+) -> Tensor:  # (N,)
+    """z.c of every row, as mining takes it: summed in float64, rounded to float32 (float64 where an argument is)."""
+    exact, rows = center.double(), max(1, _CHUNK // max(1, z.shape[1]))
+    chunks = (z,) if torch.compiler.is_compiling() else z.split(rows)  # a compiler keeps no copy, and N may be unknown
+    return torch.cat([chunk.double() @ exact for chunk in chunks]).to(accumulation_dtype(z, center))
 
 
 def _draw(uniforms: Tensor, count: Tensor) -> Tensor:

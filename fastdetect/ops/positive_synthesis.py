@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import fused_synthesis, traced
+from fastdetect.ops.backend import fused_synthesis, readable, traced
+from fastdetect.ops.ranks import sum_over_ranks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -42,7 +43,8 @@ def update_center(
 
     Raises:
         ShapeError: a shape, dtype or device does not fit; on the CPU also a negative label, or NaN or infinity in the
-            row of a real. On CUDA, where looking would stop the stream, those make the centre NaN.
+            row of a real, on every rank of the group alike. On CUDA, where looking would stop the stream, and under
+            torch.vmap those make the centre NaN.
         UsageError: momentum out of range.
 
     Example:
@@ -57,14 +59,15 @@ def update_center(
     z = z.detach()
     dtype = reference.accumulation_dtype(z, z if center is None else center)
     old = z.new_zeros(z.shape[1], dtype=dtype) if center is None else center.detach().to(dtype)
+    ranks = "" if group is None else group.group_name
     if not fused_synthesis(z, center):
-        sums = reference.real_sums(z, labels, dtype)
-        if z.device.type == "cpu" and not torch.compiler.is_compiling():
-            _refuse_bad_sums(z, labels, sums)
-        return reference.mix_center(old, _over(group, sums), momentum)
+        sums = sum_over_ranks(reference.real_sums(z, labels, dtype), ranks)
+        if readable(z, labels):
+            _refuse_bad_sums(z, labels, sums, ranks)
+        return reference.mix_center(old, sums, momentum)
     if traced(z, labels, center):
-        return _mix_center_op(old, _over(group, _real_sums_op(z, labels)), momentum)
-    return _mix_center(old, _over(group, _real_sums(z, labels)), momentum)
+        return _mix_center_op(old, _real_sums_op(z, labels, ranks), momentum)
+    return _mix_center(old, _real_sums(z, labels, ranks), momentum)
 
 
 def synthesize_positives(
@@ -107,8 +110,8 @@ def synthesize_positives(
 
     Raises:
         ShapeError: a shape, dtype or device does not fit; a row or the centre is not of unit length (NaN is not), a
-            label or lam is negative. On CUDA with `size`, where looking would stop the stream, these make every lam
-            and mined row NaN.
+            label or lam is negative. With `size`, on CUDA, where looking would stop the stream, and under torch.vmap
+            these make every lam and mined row NaN.
         UsageError: rho, lam_max, seed or size out of range; both or neither of seed and lam; a gradient is asked for
             center or lam.
 
@@ -136,7 +139,7 @@ def synthesize_positives(
                 f"synthesize_positives has a gradient for z only, but {name} requires one: pass {name}.detach()"
             )
     if not fused_synthesis(z, center):
-        if (size is None or z.device.type == "cpu") and not torch.compiler.is_compiling():
+        if (size is None and not torch.compiler.is_compiling()) or readable(z, labels, center, lam):
             _refuse_values(z, labels, center, lam)
         made = reference.synthesize_positives(
             z, labels, center, rho=rho, lam_max=lam_max, seed=seed if seed_at is None else seed_at, lam=lam,
@@ -207,12 +210,17 @@ def _refuse_labels(labels: Tensor) -> None:
         raise ShapeError(f"labels: got {int(labels[row])} at row {row}, want 0 = real, above = fake")
 
 
-def _refuse_bad_sums(z: Tensor, labels: Tensor, sums: Tensor) -> None:
+def _refuse_bad_sums(z: Tensor, labels: Tensor, sums: Tensor, ranks: str) -> None:
+    """Say what made the sums of all ranks bad; after the reduction, so that every rank raises."""
     if sums.isfinite().all():
         return
     _refuse_labels(labels)
+    if sums[-1].isnan():
+        raise ShapeError("labels: got a negative one on another rank of the group, want 0 = real, above = fake")
     bad = (labels == 0) & ~z.isfinite().all(dim=1)
-    row = f" at row {int(bad.int().argmax())}" if bad.any() else ": the sum of the reals overflows float32"
+    row = ": the sum of the reals overflows float32" + (" or another rank of the group has such a row" if ranks else "")
+    if bad.any():
+        row = f" at row {int(bad.int().argmax())}"
     raise ShapeError(f"z: got NaN or infinity{row}, want finite rows of unit length")
 
 
@@ -232,12 +240,6 @@ def _refuse_values(z: Tensor, labels: Tensor, center: Tensor, lam: Tensor | None
             )
     if lam is not None and not (lam >= 0).all():
         raise ShapeError(f"lam: got {lam[(~(lam >= 0)).int().argmax()].item():.4g}, want numbers from 0")
-
-
-def _over(group: torch.distributed.ProcessGroup | None, sums: Tensor) -> Tensor:
-    if group is not None:
-        torch.distributed.all_reduce(sums, group=group)
-    return sums
 
 
 def _core(tensor: Tensor) -> Any:
@@ -356,10 +358,10 @@ class _Eager(torch.autograd.Function):
         return _backward(ctx, grad)
 
 
-def _real_sums(z: Tensor, labels: Tensor) -> Tensor:
-    sums = _core(z).real_sums(_rows(z), labels.to(torch.int64).contiguous())
+def _real_sums(z: Tensor, labels: Tensor, ranks: str = "") -> Tensor:
+    sums = sum_over_ranks(_core(z).real_sums(_rows(z), labels.to(torch.int64).contiguous()), ranks)
     if z.device.type == "cpu":
-        _refuse_bad_sums(z, labels, sums)
+        _refuse_bad_sums(z, labels, sums, ranks)
     return sums
 
 
@@ -367,7 +369,7 @@ _real_sums_op = torch.library.custom_op("fastdetect::real_sums", _real_sums, mut
 
 
 @_real_sums_op.register_fake
-def _(z: Tensor, labels: Tensor) -> Tensor:
+def _(z: Tensor, labels: Tensor, ranks: str = "") -> Tensor:
     return z.new_empty((z.shape[1] + 1,), dtype=torch.float32)
 
 

@@ -96,8 +96,9 @@ def fuse_rows(
 ) -> Tensor:  # (K, D) unit length
     """Fused negatives: a fake mixed with another one, or with the real centre (index_b = -1) [ours, after MoCHi]."""
     w = weight.to(z.dtype)[:, None]
-    other = torch.where((index_b < 0)[:, None], center.to(z.dtype), z[index_b.clamp(min=0)])
-    return torch.nn.functional.normalize(w * z[index_a.clamp(min=0)] + (1 - w) * other, dim=-1)
+    first, other = (z[index.clamp(0, len(z) - 1)] for index in (index_a, index_b))
+    other = torch.where((index_b < 0)[:, None], center.to(z.dtype), other)
+    return torch.nn.functional.normalize(w * first + (1 - w) * other, dim=-1)
 
 
 def supcon_margin_loss(

@@ -51,7 +51,15 @@ class Problem(NamedTuple):
     def kinds(self) -> Tensor:
         """(C,) class numbers of the columns: equal ones are positives."""
         labels = self.all_labels()
-        return (labels > 0).long() if self.binary else labels.long()
+        return (labels > 0).long() if self.binary else labels.long().clamp(min=0)
+
+    def wrong(self) -> Tensor:
+        """() bool: a label of any rank, an index or a weight is out of range; no host sync."""
+        found = (self.all_labels() < 0).any()
+        for index in (self.index_a, self.index_b):
+            if index is not None:
+                found = found | ((index < -1) | (index >= len(self.every()))).any()
+        return found if self.weight is None else found | ~((self.weight >= 0) & (self.weight <= 1)).all()
 
     def positives_per_row(self) -> Tensor:
         """(N,) |P(i)|, 0 for rows that are no anchors; no host sync."""
@@ -206,7 +214,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:  # (N,), (3, N)
             rows_loss = (p.margin - similar / number) / p.temperature
         rows_loss = rows_loss + rows_log
     loss[tiles.local], statistics[0][tiles.local], statistics[1][tiles.local] = rows_loss, rows_log, rows_q
-    return loss.masked_fill_(count == 0, 0), statistics
+    return loss.masked_fill_(count == 0, 0).masked_fill_(p.wrong(), torch.nan), statistics
 
 
 def backward(p: Problem, coefficients: Tensor) -> tuple[Tensor, Tensor]:  # (N, D), (M, D)
@@ -279,7 +287,7 @@ def fused_grad(p: Problem, grad: Tensor) -> Tensor:  # (N, D)
     assert p.index_a is not None and p.index_b is not None and p.weight is not None and p.center is not None  # noqa: PT018
     grad = sum_over_ranks(grad, p.group)  # each rank has its own anchors' part
     every, w = p.every().to(grad.dtype), p.weight.to(grad.dtype)[:, None]
-    a, b = p.index_a.clamp(min=0), p.index_b.clamp(min=0)
+    a, b = (index.clamp(0, len(every) - 1) for index in (p.index_a, p.index_b))
     raw = w * every[a] + (1 - w) * torch.where((p.index_b < 0)[:, None], p.center.to(every.dtype), every[b])
     length = raw.norm(dim=1, keepdim=True).clamp(min=1e-12)
     unit = raw / length

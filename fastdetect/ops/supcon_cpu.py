@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import backend, load_cpu_library, traced
+from fastdetect.ops.backend import by_reference, load_cpu_library, traced
 from fastdetect.ops.supcon_chunked import Problem, fused_grad
 
 MAX_WIDTH = 4096  # 12 rows of it are on a thread's stack
@@ -46,7 +46,7 @@ def backward(p: Problem, coefficients: Tensor, level: int = -1) -> tuple[Tensor,
 
 def reduces(p: Problem, reduction: str) -> bool:
     """Whether `reduced` can be called: not for "none", a gradient of the fused fakes, a tracer."""
-    if traced(p.z, p.labels, p.synthetic) or backend() == "reference":
+    if traced(p.z, p.labels, p.synthetic) or by_reference():
         return False
     return reduction in _REDUCTIONS and not p.fusion_grad and takes(p)
 

@@ -1,6 +1,5 @@
 """supcon_margin_loss: argument checks, torch.library registration, choice of implementation, global batches."""
 
-import contextlib
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference, supcon_chunked, supcon_cpu
-from fastdetect.ops.backend import backend, traced, triton_available
+from fastdetect.ops.backend import by_reference, no_autocast, readable, traced, triton_available
 from fastdetect.ops.hard_negatives import FusedNegatives
 from fastdetect.ops.ranks import by_name, gather_rows
 from fastdetect.ops.supcon_chunked import Problem
@@ -51,8 +50,8 @@ def supcon_margin_loss(
     Args:
         z: [N, D] float32, bfloat16, float16 or float64, N and D at least 1; unit rows (or `normalize=True`). Other
             lengths are computed rightly, by the online maximum where their similarities span too much.
-        labels: [N] integers, 0 = real, > 0 = fake. Negative ones: ShapeError on the CPU, on CUDA (where a look at
-            them would stall the stream) a NaN loss.
+        labels: [N] integers, 0 = real, > 0 = fake. Negative ones, of any rank: ShapeError on the CPU, on CUDA (where
+            a look at them would stall the stream) and under torch.vmap a NaN loss.
         temperature: tau > 0.
         margin: m >= 0, taken off the similarity of positives.
         anchors: rows that have a loss: "all", or "real" (no attraction among fakes).
@@ -61,7 +60,8 @@ def supcon_margin_loss(
         positives: [N, N] bool, instead of `pairing`; need not be symmetric, the diagonal is not looked at.
         synthetic: [M, D], synthetic positives: further columns of class real, seen by real anchors only. Has a
             gradient if it requires one.
-        fused_negatives: from `fuse_hard_negatives`; further negatives, seen by real anchors only.
+        fused_negatives: from `fuse_hard_negatives`; further negatives, seen by real anchors only. Indices that are no
+            rows and weights outside [0, 1] are treated as negative labels are.
         fusion_grad: let the gradient flow into the fused fakes (never into the centre).
         normalize: divide the rows of z by their length first, with gradient.
         reduction: "mean" over the anchors that have a positive, "mean_all" over all anchors (SupContrast), "sum", or
@@ -77,7 +77,7 @@ def supcon_margin_loss(
         The loss, a float32 scalar or [N] (float64 where z is). NaN or infinity in z: it is not finite either.
 
     Raises:
-        ShapeError: a shape, dtype, device or label does not fit.
+        ShapeError: a shape, dtype, device, label, index or weight does not fit.
         UsageError: an option is out of range; options that exclude each other.
 
     Example:
@@ -93,12 +93,12 @@ def supcon_margin_loss(
     _check_tensors(z, labels, positives, synthetic)
     if fused_negatives is not None:
         _check_fused(fused_negatives, z)
-    if group is not None and (positives is not None or backend() == "reference"):
+    if group is not None and (positives is not None or by_reference()):
         raise UsageError(
-            "group: works with labels and FASTDETECT_BACKEND=auto only; got "
-            + ("positives, of which a rank sees its own rows only" if positives is not None else "reference")
+            "group: works with labels and FASTDETECT_BACKEND=auto only, not under torch.func; got "
+            + ("positives, of which a rank sees its own rows only" if positives is not None else "the reference")
         )
-    with _no_autocast(z):
+    with no_autocast(z.device.type):
         if normalize:
             exact = z.to(reference.accumulation_dtype(z))
             z = torch.nn.functional.normalize(exact, dim=-1).to(z.dtype)
@@ -123,7 +123,7 @@ def supcon_margin_loss(
         )
         scale = 1.0 if base_temperature is None else temperature / base_temperature
         if group is None and supcon_cpu.reduces(problem, reduction):
-            _check_rows(problem)
+            _check_fused_values(problem)
             made = supcon_cpu.reduced(problem, reduction, scale)
             if made is not None:
                 return made
@@ -135,11 +135,13 @@ def supcon_margin_loss(
 
 def _rows_loss(p: Problem, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Loss and number of positives per row."""
-    if backend() == "reference" or p.z.device.type not in ("cpu", "cuda"):
+    if by_reference() or p.z.device.type not in ("cpu", "cuda"):
+        if readable(p.labels, p.index_a, p.index_b, p.weight):
+            _check_values(p)
         fused = None
         if p.index_a is not None and p.index_b is not None and p.weight is not None and p.center is not None:
             fused = (p.index_a, p.index_b, p.weight, p.center)
-        return reference.supcon_margin_loss(
+        loss, count = reference.supcon_margin_loss(
             p.z,
             p.labels,
             temperature=p.temperature,
@@ -152,6 +154,7 @@ def _rows_loss(p: Problem, group: dist.ProcessGroup | None) -> tuple[Tensor, Ten
             fused=fused,
             fusion_grad=p.fusion_grad,
         )
+        return torch.where(p.wrong(), torch.nan, loss), count
     if group is not None:
         p = p._replace(
             columns=gather_rows(p.z.detach(), group),
@@ -229,22 +232,24 @@ def _check_fused(fused: FusedNegatives, z: Tensor) -> None:
 
 
 def _check_values(p: Problem) -> None:
-    """Values, where looking at them costs no stall."""
-    if p.z.device.type != "cpu":
-        return
-    lowest = int(p.labels.min())
+    """Labels of all ranks, so that all of them raise; the recipe of the fused negatives."""
+    lowest = int(p.all_labels().min())
     if lowest < 0:
         supcon_cpu.refuse_label(lowest)
-    _check_rows(p)
+    _check_fused_values(p)
 
 
-def _check_rows(p: Problem) -> None:
+def _check_fused_values(p: Problem) -> None:
     for name, index in (("index_a", p.index_a), ("index_b", p.index_b)):
         if index is None or not len(index):
             continue
         low, high = map(int, index.aminmax())
         if low < -1 or high >= len(p.every()):
             raise ShapeError(f"fused_negatives.{name}: got {low} to {high}, want rows of z, -1 to {len(p.every()) - 1}")
+    if p.weight is not None and len(p.weight):
+        least, most = (value.item() for value in p.weight.aminmax())
+        if not (least >= 0 and most <= 1):  # NaN neither
+            raise ShapeError(f"fused_negatives.weight: got {least:.4g} to {most:.4g}, want 0 to 1")
 
 
 _PROBLEM = (
@@ -259,20 +264,15 @@ def _triton(device_type: str) -> bool:
     return device_type == "cuda" and triton_available()
 
 
-def _no_autocast(z: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Sums are taken in float32 whatever the autocast; nothing is entered (10 us) where none is on."""
-    kind = z.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
-
-
 def _by_triton(z: Tensor) -> bool:
     return z.dtype != torch.float64 and _triton(z.device.type)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     p = Problem(*args)
-    _check_values(p)
-    with _no_autocast(p.z):
+    if p.z.device.type == "cpu":
+        _check_values(p)
+    with no_autocast(p.z.device.type):  # sums are taken in float32 whatever the autocast
         if not _by_triton(p.z):
             made = supcon_cpu.forward(p) if supcon_cpu.takes(p) else None
             return made or supcon_chunked.forward(p)
@@ -283,7 +283,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _gradients(*args: Any) -> tuple[Tensor, Tensor]:
     p, coefficients = Problem(*args[:-1]), args[-1]
-    with _no_autocast(p.z):
+    with no_autocast(p.z.device.type):
         if not _by_triton(p.z):
             made = supcon_cpu.backward(p, coefficients) if supcon_cpu.takes(p) else None
             return made or supcon_chunked.backward(p, coefficients)

@@ -146,5 +146,9 @@ def test_wrong_values_are_nan() -> None:
     p = problem(8, 16)
     assert supcon_launch.forward(p._replace(labels=p.labels - 1), p.positives_per_row())[0].isnan().all()
     q = problem(8, 16, extras=True)
+    heavy = q._replace(weight=q.weight + 1)
+    assert supcon_launch.forward(heavy, q.positives_per_row())[0].isnan().all()
     q.index_b[0] = 8
     assert supcon_launch.forward(q, q.positives_per_row())[0].isnan().all()
+    half = p._replace(z=p.z[:4], labels=p.labels[:4], columns=p.z, column_labels=p.labels - 3 * (p.labels > 1))
+    assert supcon_launch.forward(half, half.positives_per_row())[0].isnan().all()  # on another rank

@@ -56,6 +56,13 @@ def main(store: str, rank: int) -> None:
         torch.testing.assert_close(mine.grad, full.grad[own])
     with pytest.raises(ShapeError, match=r"got \[3, 4\] rows on the group's ranks"):
         supcon_margin_loss(z[: 3 + rank], labels[: 3 + rank], group=group)
+    wrong = labels[own].clone()
+    wrong[3 * rank] = -rank  # on rank 1 alone; both raise and neither waits
+    for reduction in ("mean", "none"):
+        with pytest.raises(ShapeError, match="labels: got -1, want at least 0"):
+            supcon_margin_loss(z[own], wrong, group=group, reduction=reduction)
+    with pytest.raises(UsageError, match=r"group: .* not under torch.func; got the reference"):
+        torch.func.grad(lambda x: supcon_margin_loss(x, labels[own], group=group))(z[own])
     with pytest.raises(UsageError, match="works with labels"):
         supcon_margin_loss(z, labels, group=group, positives=torch.ones(14, 14) > 0)
     real_centric(rank, group)

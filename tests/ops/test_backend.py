@@ -28,6 +28,22 @@ def test_reference_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GeneratedBackwardFor" not in type(loss.grad_fn).__name__
 
 
+def test_torch_func_takes_the_reference() -> None:
+    """Our ops are torch.autograd.Functions without rules for functorch."""
+
+    def loss(pred: torch.Tensor) -> torch.Tensor:
+        return masked_patch_loss(pred, *ARGS[1:], patch_size=2)
+
+    pred = torch.rand(3, *ARGS[0].shape)
+    plain = [one.clone().requires_grad_() for one in pred]
+    want = torch.stack([torch.autograd.grad(loss(one), one)[0] for one in plain])
+    torch.testing.assert_close(torch.func.grad(loss)(pred[0]), want[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(pred), want)
+    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager")
+    torch.testing.assert_close(compiled(pred[0]), want[0])
+    assert backend.fused(ARGS[0], ARGS[1], 12)
+
+
 def test_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDETECT_BACKEND", "fast")
     with pytest.raises(UsageError, match="FASTDETECT_BACKEND: got 'fast', want 'auto' or 'reference'"):

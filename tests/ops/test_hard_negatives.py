@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.ops import fuse_hard_negatives
+from fastdetect.ops import fuse_hard_negatives, hard_negatives
 from fastdetect.ops.hard_negatives import uniform
 
 
@@ -34,6 +34,42 @@ def test_only_the_most_marginal_fakes(device: str) -> None:
     assert 0.5 < centred.min() < 0.51 < 0.99 < centred.max() < 1  # weight of the fake: 1 - beta
     counts = torch.bincount(fused.index_a, minlength=40)[hard]
     assert counts.min() > 300  # of 400 expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cosines_are_not_rounded_to_the_dtype(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes so near to the centre that their cosines are one number of bfloat16."""
+    center = F.normalize(torch.randn(32), dim=0)
+    z = F.normalize(center + 0.01 * torch.randn(2000, 32), dim=1).to(dtype)
+    exact = (z.double() @ center.double()).float()
+    want = exact.argsort(descending=True, stable=True)[:64].sort().values
+    args = (z.to(device), torch.ones(2000, dtype=torch.long, device=device), center.to(device))
+    options = {"n_hard": 64, "n_fused": 4000, "seed": 1}
+    fused = fuse_hard_negatives(*args, **options)
+    assert torch.equal(fused.index_a.unique().cpu(), want)
+    monkeypatch.setattr(hard_negatives, "_CHUNK", 300 * 32)
+    assert all(torch.equal(a, b) for a, b in zip(fused, fuse_hard_negatives(*args, **options), strict=True))
+
+
+def test_negative_labels_where_nobody_looks() -> None:
+    z, labels, center = batch()
+
+    def weight(labels: torch.Tensor) -> torch.Tensor:
+        return fuse_hard_negatives(z, labels, center, n_hard=5, n_fused=4, seed=0).weight
+
+    assert torch.func.vmap(weight)(torch.stack([labels, labels - 1])).isnan().all(dim=1).tolist() == [False, True]
+
+
+def test_compile_and_export() -> None:
+    class Fuse(torch.nn.Module):
+        def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(fuse_hard_negatives(*args, n_hard=5, n_fused=4, seed=0))
+
+    args, rows = batch(), {0: torch.export.Dim("rows", min=2)}
+    want = Fuse()(*args)
+    torch.testing.assert_close(torch.compile(Fuse(), fullgraph=True, dynamic=True, backend="aot_eager")(*args), want)
+    program = torch.export.export(Fuse(), args, dynamic_shapes=((rows, rows, None),))
+    torch.testing.assert_close(program.module()(*args), want)
 
 
 def test_seed(device: str) -> None:
@@ -81,11 +117,16 @@ def test_no_gradient_any_dtype() -> None:
         ({"n_fused": -1}, UsageError, r"got 1, -1, want at least 1 and at least 0"),
         ({"z": torch.zeros(3)}, ShapeError, r"z: got torch.float32 of shape \(3,\)"),
         ({"labels": torch.zeros(3)}, ShapeError, r"labels: got torch.float32 of shape \(3,\), want integers"),
+        ({"labels": torch.tensor([0, -2, 1])}, ShapeError, r"labels: got -2, want at least 0"),
         ({"center": torch.zeros(3)}, ShapeError, r"center: got torch.float32 of shape \(3,\), want .* \(4,\)"),
         ({"center": torch.zeros(4, device="meta")}, ShapeError, r"center: got device meta, want that of z, cpu"),
     ],
 )
-def test_errors(change: dict, error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_errors(
+    monkeypatch: pytest.MonkeyPatch, backend: str, change: dict, error: type[Exception], message: str
+) -> None:
+    monkeypatch.setenv("FASTDETECT_BACKEND", backend)
     args = {"z": torch.zeros(3, 4), "labels": torch.arange(3), "center": torch.zeros(4), "n_hard": 1, "n_fused": 2}
     with pytest.raises(error, match=message):
         fuse_hard_negatives(**(args | change), seed=0)

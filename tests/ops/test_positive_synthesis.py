@@ -516,6 +516,25 @@ def test_errors(
         synthesize_positives(**args)
 
 
+def test_torch_func() -> None:
+    """grad, also over vmap, takes the reference; what can be looked at is checked there too."""
+    z, labels, center = make(12, 6)
+    upstream = torch.randn(4, 6)
+
+    def made(z: Tensor) -> Tensor:
+        return (synthesize_positives(z, labels, center, rho=1, seed=1, size=4)[0] * upstream).sum()
+
+    want = with_grad(synthesize_positives, z, labels, center, rho=1, seed=1, size=4, upstream=upstream)[3]
+    torch.testing.assert_close(torch.func.grad(made)(z), want)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(made))(torch.stack([z, z])), torch.stack([want, want]))
+    assert torch.func.vmap(made)(torch.stack([z, 2 * z])).isnan().tolist() == [False, True]
+    with pytest.raises(ShapeError, match="z: got length 2"):
+        torch.func.grad(made)(2 * z)
+    centers = torch.func.vmap(lambda z: update_center(center, z, labels))(torch.stack([z, math.nan * z]))
+    torch.testing.assert_close(centers[0], update_center(center, z, labels))
+    assert centers[1].isnan().all()
+
+
 def test_error_double_backward() -> None:
     args = good()
     args["z"].requires_grad_()

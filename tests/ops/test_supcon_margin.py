@@ -448,15 +448,62 @@ FUSED = FusedNegatives(torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.5]
             r"fused_negatives.index_a: got 4 to 4, want rows of z, -1 to 3",
         ),
         (
+            {"fused_negatives": FUSED._replace(weight=torch.tensor([7.0]))},
+            ShapeError,
+            r"fused_negatives.weight: got 7 to 7, want 0 to 1",
+        ),
+        (
+            {"fused_negatives": FUSED._replace(weight=torch.tensor([math.nan])), "reduction": "none"},
+            ShapeError,
+            r"fused_negatives.weight: got nan to nan",
+        ),
+        (
             {"fused_negatives": FUSED._replace(center=torch.rand(3, requires_grad=True))},
             UsageError,
             r"fused_negatives.center requires a gradient",
         ),
     ],
 )
+@pytest.mark.usefixtures("implementation")
 def test_errors(change: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         supcon_margin_loss(**(good() | change))
+
+
+def test_wrong_values_are_nan_where_nobody_looks() -> None:
+    """The chunks, which run on CUDA in float64 or without Triton; torch.vmap; no index reads past the rows."""
+    p = supcon_chunked.Problem(
+        unit(4, 3), good()["labels"], None, None, 0, None, None, *FUSED, 0.1, 0.1, False, False, False, True
+    )
+    assert supcon_chunked.forward(p)[0].isfinite().all()
+    fused = {"index_a": torch.tensor([4]), "index_b": torch.tensor([-2]), "weight": torch.tensor([7.0])}
+    for change in ({"labels": p.labels - 1}, *({name: value} for name, value in fused.items())):
+        assert supcon_chunked.forward(p._replace(**change))[0].isnan().all()
+    labels = torch.stack([p.labels, p.labels - 1])
+    losses = torch.func.vmap(lambda row: supcon_margin_loss(p.z, row))(labels)
+    assert losses.isnan().tolist() == [False, True]
+
+
+@pytest.mark.usefixtures("implementation")
+def test_torch_func() -> None:
+    """grad, also of a batch of problems by vmap, takes the reference; what can be looked at is checked there too."""
+    z, labels = unit(2, 8, 4), torch.arange(8) % 3
+    fused = extras(z[0], labels)
+
+    def loss(z: Tensor) -> Tensor:
+        return supcon_margin_loss(z, labels, anchors="real", fused_negatives=fused)
+
+    want = torch.stack([with_grad(one, labels, anchors="real", fused_negatives=fused)[1] / 1.7 for one in z])
+    torch.testing.assert_close(torch.func.grad(loss)(z[0]), want[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(z), want)
+    with pytest.raises(ShapeError, match="labels: got -1"):
+        torch.func.grad(lambda x: supcon_margin_loss(x, labels - 1))(z[0])
+
+
+def test_meta() -> None:
+    z, labels = torch.rand(4, 3, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    fused = fuse_hard_negatives(z, labels, z[0], n_hard=2, n_fused=3, seed=0)
+    assert supcon_margin_loss(z, labels, fused_negatives=fused, reduction="none").shape == (4,)
 
 
 def test_error_double_backward() -> None:

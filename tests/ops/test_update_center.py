@@ -149,6 +149,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     torch.manual_seed(0)
     center, z, labels = make(31, 12)
     labels[20:] = 1  # rank 1 has no real
+    labels[0] = 0
     mine = slice(0, 20) if rank == 0 else slice(20, 31)
     world = torch.distributed.group.WORLD
     together = update_center(center, z[mine], labels[mine], group=world)
@@ -157,6 +158,15 @@ def _one_of_two(rank: int, folder: str) -> None:
     assert torch.equal(alone, center) == (rank == 1)
     exact = update_center(center.double(), z[mine], labels[mine], group=world)
     torch.testing.assert_close(exact, update_center(center.double(), z, labels))
+    for kind in (torch.float32, torch.float64):  # fused, reference
+        wrong, broken = labels[mine] - 2 * rank, z[mine].to(kind)
+        with pytest.raises(ShapeError, match="got -1 at row 0" if rank else "negative one on another rank"):
+            update_center(center, broken, wrong, group=world)
+        if rank == 0:
+            broken = broken.clone()
+            broken[labels[mine] == 0] = math.nan
+        with pytest.raises(ShapeError, match="another rank of the group has such a row" if rank else "infinity at row"):
+            update_center(center, broken, labels[mine], group=world)
     torch.distributed.destroy_process_group()
 
 
