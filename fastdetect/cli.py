@@ -1,9 +1,15 @@
 """The command line: one thin command per verb; whatever a verb needs is imported when it runs."""
 
 import importlib
+import io
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -40,7 +46,30 @@ def _main(
     _shown["traceback"] = debug
 
 
+class _Stop(KeyboardInterrupt):
+    """No plain KeyboardInterrupt: once that passed through exec() of a string, Python dies of SIGINT, not with 130."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a screening with 130 also before the run watches for them, or a second time."""
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("fastdetect: stopped; with --resume the same command goes on with the rows that are there", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @app.command()
+@_stoppable()
 def screen(
     inputs: Annotated[
         list[str] | None,
@@ -70,7 +99,10 @@ def screen(
     threshold_suspicious: Annotated[float | None, typer.Option(help="A score instead of --fpr-suspicious.")] = None,
     threshold_manipulated: Annotated[float | None, typer.Option(help="A score instead of --fpr-manipulated.")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="auto, torch, onnxruntime, openvino, tensorrt or tensorrt-rtx. [auto]")
+        str | None,
+        typer.Option(
+            help="auto, torch, torch-compile, torch-cuda-graph, onnxruntime, openvino, tensorrt or tensorrt-rtx. [auto]"
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. [auto]")] = None,
@@ -91,11 +123,11 @@ def screen(
     """Screen videos and images: a verdict per file, results.jsonl and a report.
 
     Exit code: 0 nothing flagged, 1 something flagged, 2 usage error, 3 some files failed (even where others were
-    flagged), 130 stopped (go on with --resume).
+    flagged) or results could not be written, 130 stopped (go on with --resume).
     """
     from fastdetect.screening.config import load_config
     from fastdetect.screening.inputs import expand_inputs
-    from fastdetect.screening.run import EXIT_INTERRUPTED, run_screening
+    from fastdetect.screening.run import run_screening
 
     options: dict[str, Any] = {
         "model": model,
@@ -121,14 +153,11 @@ def screen(
         raise UsageError("nothing to screen: name files, folders, globs or @list.txt")
     files = expand_inputs(named, shard=shard)
     settings = load_config(config, overrides or (), options)
-    try:
-        code = run_screening(files, output, settings, resume=resume).exit_code
-    except KeyboardInterrupt:  # before the run watches for it, or a second time; without this the code would be 1
-        code = EXIT_INTERRUPTED
-    raise typer.Exit(code)
+    raise typer.Exit(run_screening(files, output, settings, resume=resume).exit_code)
 
 
 @app.command()
+@_stoppable()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER")] = Path("demo"),
     open_report: Annotated[bool, typer.Option("--open", help="Show the report in a browser.")] = False,
@@ -568,12 +597,33 @@ def extract(
     raise typer.Exit(code)
 
 
+class _Stream(io.FileIO):
+    """Standard output or error: what a reader that left or a full disk does not take is lost, the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _patient(stream: Any) -> TextIO:
+    if stream is None:  # it was closed before this program began
+        return open(os.devnull, "w")
+    try:
+        raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
+    except OSError:  # a stream of Python's own, such as a test's, is no file
+        return stream
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+
+
 def main() -> None:
     """Entry point of the `fastdetect` command."""
-    try:
-        app()
-    except FastdetectError as error:
-        if _shown["traceback"]:
-            raise
-        typer.echo(f"fastdetect: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 3)
+    with redirect_stdout(_patient(sys.stdout)), redirect_stderr(_patient(sys.stderr)):
+        try:
+            app()
+        except (FastdetectError, OSError) as error:
+            if _shown["traceback"]:
+                raise
+            typer.echo(f"fastdetect: {error}", err=True)
+            sys.exit(2 if isinstance(error, UsageError) else 3)

@@ -1,6 +1,7 @@
 """Configurations: pydantic defaults, a YAML file, `--set a.b=c`, then command-line options; what comes later wins."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,12 +46,28 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "configuration"
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{where}: no such key{_advice(kind, [str(part) for part in first['loc']])}") from error
         raise UsageError(f"{where}: {first['msg']}, got {first['input']!r}") from error
 
 
 def save(config: BaseModel, path: Path) -> None:
     """Write a resolved configuration as YAML, so that `load` reads it again."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _advice(kind: type[BaseModel], where: Sequence[str]) -> str:
+    """The key that was probably meant, or all that there are beside it."""
+    *parents, last = where
+    for parent in parents:
+        inner = kind.model_fields[parent].annotation if parent in kind.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):  # a list of groups, say
+            return ""
+        kind = inner
+    near = get_close_matches(last, kind.model_fields, n=1)
+    if near:
+        return f"; did you mean {'.'.join([*parents, *near])}?"
+    return f"; there are {', '.join(kind.model_fields)}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

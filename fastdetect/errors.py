@@ -23,12 +23,20 @@ class CheckpointError(FastdetectError):
     """A model folder is missing, incomplete, of another format, or fails its hash."""
 
 
+class NoSuchModelError(CheckpointError, UsageError):
+    """A name or folder that was given is no model's (exit code 2)."""
+
+
 class EngineError(FastdetectError):
     """An inference engine cannot be exported, built, kept or run on this machine."""
 
 
 class DataError(FastdetectError):
     """A data set, manifest or sample cannot be read as it is; the message names the path."""
+
+
+class OutputError(FastdetectError):
+    """A result cannot be written; the message names the path, the cause and what to do."""
 
 
 class MediaError(FastdetectError):

@@ -33,6 +33,7 @@ def shown(*args: str) -> str:
 def test_help_names_every_verb_and_option() -> None:
     assert all(verb in shown("--help") for verb in VERBS)
     assert all(option in shown("screen", "--help") for option in SCREEN.split())
+    assert all(engine in shown("screen", "--help") for engine in ("torch-compile", "torch-cuda-graph"))
     assert all(shown(verb, "--help") for verb in VERBS)
 
 
@@ -98,7 +99,7 @@ def test_an_unknown_option_or_verb_is_exit_code_2() -> None:
     assert call("nonsense").returncode == 2
 
 
-def test_a_model_that_is_not_there_is_exit_code_3_without_a_traceback(
+def test_a_model_that_is_not_there_is_exit_code_2_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     args = ["screen", str(tmp_path / "x.mp4"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "nothing")]
@@ -106,7 +107,7 @@ def test_a_model_that_is_not_there_is_exit_code_3_without_a_traceback(
     with pytest.raises(SystemExit) as ended:
         main()
     message = capsys.readouterr().err
-    assert ended.value.code == 3
+    assert ended.value.code == 2
     assert message.count("\n") == 1
     assert "nothing" in message
     monkeypatch.setattr(sys, "argv", ["fastdetect", "--debug", *args])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from fastdetect.errors import CheckpointError
+from fastdetect.errors import CheckpointError, NoSuchModelError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -60,7 +60,7 @@ def find_folder(name: str | Path) -> Path:
     `owner/name@revision` is the Hub's model at a branch, tag or commit; without, at its main branch.
 
     Raises:
-        CheckpointError: none of the three; the message lists the shipped names.
+        NoSuchModelError: none of the three; the message lists the shipped names.
     """
     path = Path(name)
     if path.is_dir():
@@ -71,7 +71,7 @@ def find_folder(name: str | Path) -> Path:
     names = ", ".join(shipped_models()) or "none"
     if isinstance(name, str) and text.count("/") == 1 and all(text.split("/")) and text[0] not in "./~":
         return _download(text, names)
-    raise CheckpointError(
+    raise NoSuchModelError(
         f"no model {text!r}: not a folder, not a shipped model (have: {names}), not a Hub id 'owner/name' "
         "or 'owner/name@revision'"
     )
@@ -85,7 +85,7 @@ def _download(repo: str, names: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE]))
     except (OSError, ValueError, HFValidationError) as error:  # hub and network errors derive from OSError
-        raise CheckpointError(
+        raise NoSuchModelError(
             f"no folder {repo!r} here, and it cannot be fetched from the Hub ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}); check the name and the network, "
             f"give a local folder, or use a shipped model (have: {names})"

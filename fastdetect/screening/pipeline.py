@@ -21,6 +21,7 @@ from fastdetect.screening.inputs import InputFile, file_key, path_text
 from fastdetect.screening.model import Model
 from fastdetect.screening.results import FaceRow, MediaFacts, Row, TrackRow, save_media
 from fastdetect.screening.stages import Extracted, Job, StageSettings, file_sha256
+from fastdetect.screening.store import writing
 from fastdetect.screening.verdict import Verdict, judge
 from fastdetect.video.lanes import this_machine
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
@@ -79,6 +80,7 @@ class Screener:
             stop: when it is set, files in hand are dropped and the iteration ends.
         Raises:
             FastdetectError: workers cannot start, or the engine failed.
+            OutputError: a picture cannot be written.
         """
         stop = stop or threading.Event()
         by_path = {os.fspath(file.path): file for file in files}
@@ -133,6 +135,8 @@ class Screener:
                 except queue.Empty:
                     yield None
                     continue
+                if stop.is_set():  # what stopped this run may have hit the workers, too: no row for that
+                    return
                 if isinstance(item, FastdetectError):
                     raise item
                 yield None if item is None else self._extracted(item)
@@ -185,7 +189,8 @@ class Screener:
         spared = f"scored on the CPU: {scored.error}" if scored and scored.error and scored.engine else ""
         explained = scored is not None and scored.error is None and scored.patch_scores.size
         if self.media is not None and scored is not None and explained and found.sha256:
-            _save_tracks(self.media, found, tracks, scored.patch_scores)
+            with writing(self.media):
+                _save_tracks(self.media, found, tracks, scored.patch_scores)
         if self._memory is not None and found.place is not None:
             self._memory.give_back(found.place)
         timings = found.timings | ({"model": scored.seconds} if scored else {})

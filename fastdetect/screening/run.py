@@ -26,7 +26,7 @@ from fastdetect.screening.model import Model
 from fastdetect.screening.pipeline import Screener, nvdec_device
 from fastdetect.screening.report import write_report
 from fastdetect.screening.results import Row, RunInfo
-from fastdetect.screening.store import ResultStore, fingerprint
+from fastdetect.screening.store import ResultStore, fingerprint, writing
 from fastdetect.screening.terminal import ScreenProgress, print_summary
 from fastdetect.video import lanes
 
@@ -55,6 +55,7 @@ def run_screening(
         What the run used and what came of it; `exit_code` is the command's.
     Raises:
         FastdetectError: the run cannot start (model, options, output folder). A bad file is a row instead.
+        OutputError: a result cannot be written (a full disk); `resume` goes on.
     """
     lanes.check_decoder(config.decoder, lanes.this_machine(nvdec_device(config.device)))
     started = _now()
@@ -65,7 +66,8 @@ def run_screening(
         closing(ResultStore(output, model.identity(config), resume=resume)) as store,
     ):
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (output / "config.yaml").write_text(resolved, "utf-8")
+        with writing(output):
+            (output / "config.yaml").write_text(resolved, "utf-8")
         model.warnings += files.warnings if isinstance(files, Inputs) else []
         for warning in model.warnings:
             print(f"fastdetect: {warning}", file=sys.stderr)
@@ -112,7 +114,8 @@ def run_screening(
         )
         store.finish(run, order, media=config.media)
         report = output / "report.html"
-        write_report(store.rows(order), report, run=run, media=media)
+        with writing(output):
+            write_report(store.rows(order), report, run=run, media=media)
         print_summary(_without_tracks(store.rows(order, others=False)), run, report=report, console=console)
         return run
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from fastdetect.errors import DataError, UsageError
+from fastdetect.errors import OutputError, UsageError
+from fastdetect.models.folder import first_problem
 from fastdetect.screening.inputs import file_key, path_text
 from fastdetect.screening.results import Row, RunInfo
 
@@ -29,6 +30,18 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise OutputError where the system refuses a write; it names `folder` where the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {error.filename2 or error.filename or folder}: {error.strerror or error}; make room or mend "
+            "it, then --resume goes on with the rows that are there"
+        ) from error
+
+
 class ResultStore:
     """The output folder of one run, or of one that is taken up again.
 
@@ -38,8 +51,9 @@ class ResultStore:
         resume: keep the rows that are there. A line that a kill tore is dropped; the row of a file that has
             changed since is replaced.
     Raises:
-        UsageError: there are rows and `resume` is off, they were made differently, or another run writes.
-        DataError: results.jsonl has a line that is no row.
+        UsageError: there are rows and `resume` is off, they were made differently, a line is no row, or another run
+            writes.
+        OutputError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
@@ -70,7 +84,8 @@ class ResultStore:
                 raise UsageError(f"{self.path} already has rows; --resume goes on with them, or give another --output")
             self._check_identity(known)
             self._index()
-        known.write_text(json.dumps(self.identity, indent=2) + "\n", "utf-8")
+        with writing(self.folder):
+            known.write_text(json.dumps(self.identity, indent=2) + "\n", "utf-8")
 
     def _check_identity(self, known: Path) -> None:
         try:
@@ -96,7 +111,10 @@ class ResultStore:
         try:
             return Row.model_validate_json(line)
         except ValidationError as error:
-            raise DataError(f"{self.path}, line {number}: not a row of schema 1: {error.errors()[0]}") from error
+            raise UsageError(
+                f"{self.path}, line {number}: not a row of schema 1 ({first_problem(error)}); remove the line, so that "
+                "its file is screened again, or give another --output"
+            ) from error
 
     def _remember(self, row: Row, offset: int) -> None:
         self._offsets[row.path] = offset
@@ -112,11 +130,17 @@ class ResultStore:
         return key is not None and key == file_key(path)
 
     def append(self, row: Row) -> None:
-        """Write a row; it is on the disk when this returns."""
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(row.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a row; it is on the disk when this returns, whole, or OutputError is raised and nothing of it is."""
+        offset, descriptor = self._file.seek(0, os.SEEK_END), self._file.fileno()
+        line = row.model_dump_json().encode() + b"\n"
+        with writing(self.path):
+            try:
+                while line:
+                    line = line[os.write(descriptor, line) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, offset)
+                raise
         self._remember(row, offset)
 
     def rows(self, order: Sequence[str] = (), *, others: bool = True) -> Iterator[Row]:
@@ -135,13 +159,14 @@ class ResultStore:
             order: absolute paths of the run's inputs; their rows come first.
             media: False: no row keeps a picture, also none of an earlier run.
         """
-        if self._lines > len(self) or not media:
-            self._compact(media)
-        self._drop_pictures()
-        self._write_tables(order)
-        partial = self.folder / "run.json.partial"
-        partial.write_text(run.model_dump_json(indent=2) + "\n", "utf-8")
-        os.replace(partial, self.folder / "run.json")
+        with writing(self.folder):
+            if self._lines > len(self) or not media:
+                self._compact(media)
+            self._drop_pictures()
+            self._write_tables(order)
+            partial = self.folder / "run.json.partial"
+            partial.write_text(run.model_dump_json(indent=2) + "\n", "utf-8")
+            os.replace(partial, self.folder / "run.json")
 
     def _compact(self, media: bool) -> None:
         partial = self.folder / "results.jsonl.partial"

@@ -41,6 +41,7 @@ _BAD_PICKLE = (
     ValueError,
 )
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_STOPS = (signal.SIGINT, signal.SIGTERM)  # what stops a run is the parent's to hear, though its whole group gets it
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class WorkerPool:
 
     A crash gives that job a MediaError(CRASH) that names the signal, a time-out a MediaError(TIMEOUT); the
     worker is replaced and other jobs never notice. Workers are fresh interpreters (nothing is forked), ignore
-    Ctrl-C, and die with this process. Jobs and results are pickled.
+    Ctrl-C and SIGTERM, and die with this process. Jobs and results are pickled.
 
     Args:
         function: 'module:callable'. A class is made once per worker with init_args and its instance called
@@ -277,6 +278,7 @@ class WorkerPool:
 
     def _run(self) -> None:
         """Keep the workers busy and watch them; the only thread that touches them."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # workers begin with this thread's mask, until _confine
         workers: list[_Worker] = []
         try:
             while not self._closing:
@@ -381,7 +383,9 @@ def _confine(limits: WorkerLimits, parent: int) -> None:
     if os.getppid() != parent:  # it died before the line above
         os._exit(0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     for which, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, limits.open_files),

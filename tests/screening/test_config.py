@@ -63,6 +63,20 @@ def test_what_cannot_be_used_is_a_usage_error_that_names_it(overrides: list[str]
         load_config(overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("verdict.min_facs=3", "verdict.min_facs: no such key; did you mean verdict.min_faces?"),
+        ("worker=3", "worker: no such key; did you mean workers?"),
+        ("detection.qqq=3", "detection.qqq: no such key; there are side, score, runtime, max_people, max_faces"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_those_that_there_are(override: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(overrides=[override])
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\xff"])
 def test_a_file_that_is_no_configuration_is_a_usage_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"

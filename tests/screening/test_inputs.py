@@ -164,3 +164,8 @@ def test_linked_folders_cannot_make_a_loop(tree: Path) -> None:
 def test_extensions_are_lower_case_with_a_dot() -> None:
     assert all(e.startswith(".") and e == e.lower() for e in MEDIA_EXTENSIONS)
     assert {".mp4", ".mkv", ".mpg", ".jpg"} <= MEDIA_EXTENSIONS
+
+
+def test_a_byte_order_mark_is_no_part_of_a_lists_first_name(tree: Path) -> None:
+    (tree / "list.txt").write_text("b.mp4\na.MOV\n", "utf-8-sig")
+    assert names(tree, f"@{tree}/list.txt") == ["b.mp4", "a.MOV"]

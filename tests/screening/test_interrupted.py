@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,12 @@ import numpy as np
 import psutil
 import pytest
 from screen_clips import write_clip
+
+from fastdetect.screening import pipeline
+from fastdetect.screening.config import load_config
+from fastdetect.screening.inputs import expand_inputs
+from fastdetect.screening.model import Model
+from fastdetect.screening.pipeline import Screener
 
 FILES = 8
 
@@ -95,17 +102,15 @@ def test_after_kill_9_nothing_is_lost_and_nothing_twice(folder: Path, tmp_path: 
     assert [one[p]["margin"] for p in sorted(one)] == [other[p]["margin"] for p in sorted(one)]
 
 
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])  # timeout(1) signals the group
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_its_files_written(
-    folder: Path, tmp_path: Path, model_folder: Path, number: signal.Signals
+    folder: Path, tmp_path: Path, model_folder: Path, number: signal.Signals, whole_group: bool
 ) -> None:
     out = tmp_path / "out"
     process = start(folder, out, model_folder)
     wait_for_rows(out, 1, process)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    os.killpg(process.pid, number) if whole_group else process.send_signal(number)
     shown, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
     assert "--resume" in shown
@@ -113,4 +118,47 @@ def test_a_signal_ends_the_run_with_its_files_written(
     run = json.loads((out / "run.json").read_text())
     assert run["interrupted"]
     assert 1 <= len(rows(out)) == run["files"] < FILES
+    assert {row["status"] for row in rows(out).values()} == {"ok"}, "the signal became a file's row"
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_workers_start_is_no_error(
+    folder: Path, tmp_path: Path, model_folder: Path, number: signal.Signals
+) -> None:
+    process = start(folder, tmp_path / "out", model_folder)
+    while not psutil.Process(process.pid).children() and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "Traceback" not in messages
+    assert rows(tmp_path / "out") == {}
+
+
+EARLY = """
+import os, sys
+from fastdetect import cli
+from fastdetect.screening import inputs
+
+inputs.expand_inputs = lambda *_, **__: exec("os.kill(os.getpid(), {number})")
+sys.argv = ["fastdetect", "screen", "x.mp4"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_model_is_loaded_is_one_line(number: signal.Signals) -> None:
+    code = EARLY.format(number=int(number))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (130, "", 1), ended.stderr
+    assert "--resume" in ended.stderr
+
+
+def test_what_comes_after_the_stop_is_no_row(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_IDLE_S", 60.0)  # so that it waits for the first file while it is stopped
+    config = load_config(options={"model": str(model_folder), "precision": "fp32", "workers": 1, "media": False})
+    stop = threading.Event()
+    with Model.load(config) as model:
+        threading.Timer(0.1, stop.set).start()  # a worker takes longer to start
+        assert list(Screener(model, config, media=None).screen(expand_inputs([folder]), stop)) == []

@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastdetect.errors import DataError, UsageError
+from fastdetect.errors import DataError, OutputError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.screening.inputs import file_key, path_text
 from fastdetect.screening.results import (
@@ -134,8 +135,36 @@ def test_a_line_in_the_middle_that_is_no_row_is_an_error_with_its_number(out: Pa
     filled(out, files)
     lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
     (out / "results.jsonl").write_text("".join([lines[0], "{}\n", lines[2]]))
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(UsageError, match=r"line 2: not a row.*remove the line") as caught:
         ResultStore(out, IDENTITY, resume=True)
+    assert len(str(caught.value)) < 300 + len(str(out))
+
+
+def test_a_row_that_there_is_no_room_for_leaves_whole_rows(out: Path, files: list[Path]) -> None:
+    filled(out, files[:1])
+    path, limit = out / "results.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = path.read_bytes()
+    store = ResultStore(out, IDENTITY, resume=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limit[1]))
+    try:
+        with pytest.raises(OutputError, match=r"results\.jsonl: File too large; .*--resume"):
+            store.append(row(files[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    store.close()
+    assert path.read_bytes() == before
+    again = ResultStore(out, IDENTITY, resume=True)
+    again.append(row(files[1]))
+    assert [r.path for r in again.rows()] == [str(p) for p in files[:2]]
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "run.json"])
+def test_a_final_file_that_cannot_be_written_is_one_error(out: Path, files: list[Path], name: str) -> None:
+    store = ResultStore(out, IDENTITY, resume=False)
+    store.append(row(files[0]))
+    (out / name / "in the way").mkdir(parents=True)
+    with pytest.raises(OutputError, match=f"cannot write .*{name}: Is a directory"):
+        store.finish(run_info(), [])
 
 
 def test_rows_without_resume_are_never_written_over(out: Path, files: list[Path]) -> None:

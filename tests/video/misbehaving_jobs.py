@@ -40,6 +40,11 @@ def signal_itself(number):
     time.sleep(5)
 
 
+def signal_and_go_on(number):
+    os.kill(os.getpid(), number)
+    return os.getpid()
+
+
 def read_null(_):
     ctypes.string_at(0)
 

@@ -128,6 +128,17 @@ def test_a_worker_that_dies_idle_is_replaced_without_a_loss():
         assert outcome(pool, ("where", 0)).value != before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_the_parent_is_no_workers_business_from_its_first_moment(number):
+    with WorkerPool(JOBS) as pool:
+        while not (started := children()):
+            time.sleep(0.002)
+        started[0].send_signal(number)
+        assert outcome(pool, ("where", 0)).value == started[0].pid
+        assert outcome(pool, ("signal_and_go_on", number)).value == started[0].pid
+    assert children() == []
+
+
 def test_limits_and_environment_reach_the_worker():
     limits = WorkerLimits(memory_bytes=3 * 2**30, address_space_bytes=9 * 2**30, open_files=99)
     with WorkerPool(JOBS, limits=limits, env={"FASTDETECT_TEST": "yes"}) as pool:
