@@ -34,10 +34,6 @@ class Usage:
     matrix: int  # HMMA, HGMMA or UTCHMMA instructions
 
 
-class Sm100Warning(UserWarning):
-    """A kernel does not compile for sm_100, or does not keep a gate there."""
-
-
 @contextlib.contextmanager
 def sm_100_warns(arch: int) -> Iterator[None]:
     """What is an error on the architectures that are tuned for is a warning on sm_100."""
@@ -46,7 +42,7 @@ def sm_100_warns(arch: int) -> Iterator[None]:
     except Exception as error:
         if arch != 100:
             raise
-        warnings.warn(f"{type(error).__name__}: {error}", Sm100Warning, stacklevel=3)
+        warnings.warn(f"sm_100: {type(error).__name__}: {error}", UserWarning, stacklevel=3)
 
 
 def on_architectures(cases: Iterable[tuple]) -> list[tuple]:
