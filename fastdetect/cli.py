@@ -1,20 +1,16 @@
 """The command line: one thin command per verb; whatever a verb needs is imported when it runs."""
 
 import importlib
-import io
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
 from fastdetect import __version__
 from fastdetect.errors import FastdetectError, UsageError
+from fastdetect.process import patient, stoppable
 
 app = typer.Typer(
     name="fastdetect",
@@ -46,30 +42,8 @@ def _main(
     _shown["traceback"] = debug
 
 
-class _Stop(KeyboardInterrupt):
-    """No plain KeyboardInterrupt: once that passed through exec() of a string, Python dies of SIGINT, not with 130."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Stop
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a screening with 130 also before the run watches for them, or a second time."""
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("fastdetect: stopped; with --resume the same command goes on with the rows that are there", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @app.command()
-@_stoppable()
+@stoppable("with --resume the same command goes on with the rows that are there")
 def screen(
     inputs: Annotated[
         list[str] | None,
@@ -157,7 +131,7 @@ def screen(
 
 
 @app.command()
-@_stoppable()
+@stoppable("the same command begins again")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER")] = Path("demo"),
     open_report: Annotated[bool, typer.Option("--open", help="Show the report in a browser.")] = False,
@@ -597,29 +571,9 @@ def extract(
     raise typer.Exit(code)
 
 
-class _Stream(io.FileIO):
-    """Standard output or error: what a reader that left or a full disk does not take is lost, the work goes on."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return len(data)
-
-
-def _patient(stream: Any) -> TextIO:
-    if stream is None:  # it was closed before this program began
-        return open(os.devnull, "w")
-    try:
-        raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
-    except OSError:  # a stream of Python's own, such as a test's, is no file
-        return stream
-    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
-
-
 def main() -> None:
     """Entry point of the `fastdetect` command."""
-    with redirect_stdout(_patient(sys.stdout)), redirect_stderr(_patient(sys.stderr)):
+    with redirect_stdout(patient(sys.stdout)), redirect_stderr(patient(sys.stderr)):
         try:
             app()
         except (FastdetectError, OSError) as error:

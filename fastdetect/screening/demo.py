@@ -46,7 +46,8 @@ def run_demo(output: Path, open_: bool = False, *, model: str | None = None, fra
     console.print(f"writing real footage and manipulated versions of it to {inputs} …", soft_wrap=True)
     write_footage(inputs, sources[0], sources[1], portrait, frames=frames)
     report = output / "report.html"
-    run = run_screening(expand_inputs([inputs]), output, load_config(options={"model": model}))
+    folders = sorted(path for path in inputs.iterdir() if path.is_dir())  # README.txt is no media
+    run = run_screening(expand_inputs(folders), output, load_config(options={"model": model}))
     rows = [Row.model_validate_json(line) for line in (output / "results.jsonl").read_text("utf-8").splitlines()]
     for folder, said in (("manipulated", "manipulated here"), ("real", "left as they were")):
         of = [row for row in rows if Path(row.path).parent.name == folder]

@@ -133,7 +133,8 @@ def test_a_signal_while_workers_start_is_no_error(
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
     assert "Traceback" not in messages
-    assert rows(tmp_path / "out") == {}
+    # The first child may be another's than the workers', and then no file is there yet.
+    assert not (tmp_path / "out" / "results.jsonl").exists() or rows(tmp_path / "out") == {}
 
 
 EARLY = """
