@@ -10,7 +10,7 @@ import typer
 
 from fastdetect import __version__
 from fastdetect.errors import FastdetectError, UsageError
-from fastdetect.process import patient, stoppable
+from fastdetect.process import hold_standard_streams, patient, stoppable
 
 app = typer.Typer(
     name="fastdetect",
@@ -125,7 +125,7 @@ def screen(
     named = [*(inputs or ()), *(f"@{path}" for path in lists or ())]
     if not named:
         raise UsageError("nothing to screen: name files, folders, globs or @list.txt")
-    files = expand_inputs(named, shard=shard)
+    files = expand_inputs(named, shard=shard, output=output)
     settings = load_config(config, overrides or (), options)
     raise typer.Exit(run_screening(files, output, settings, resume=resume).exit_code)
 
@@ -573,6 +573,7 @@ def extract(
 
 def main() -> None:
     """Entry point of the `fastdetect` command."""
+    hold_standard_streams()
     with redirect_stdout(patient(sys.stdout)), redirect_stderr(patient(sys.stderr)):
         try:
             app()

@@ -47,12 +47,25 @@ class _Stream(io.FileIO):
             return len(data)
 
 
+def hold_standard_streams() -> None:
+    """Put /dev/null in the place of standard streams that are closed, so that no file of ours gets their numbers.
+
+    What a library prints would else be written into results.jsonl.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def patient(stream: Any) -> TextIO:
-    """Standard output or error (None: it was closed) as a stream to which writing never fails."""
+    """Standard output or error (None: it was closed) as a stream to which writing never fails.
+
+    Characters that its encoding lacks become escapes such as \\u2013.
+    """
     if stream is None:
         return open(os.devnull, "w")
     try:
         raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
     except OSError:  # a stream of Python's own, such as a test's, is no file
         return stream
-    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)

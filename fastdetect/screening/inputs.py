@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ _VIDEO = """
     mk3d mkv mov mp4 mpe mpeg mpg mts mxf nut ogv qt rm rmvb ts vob webm wmv wtv y4m
 """
 _IMAGE = "avif bmp heic heif jfif jp2 jpeg jpg jxl png ppm qoi tif tiff webp"
+_OWN_PICTURE = r"[0-9a-f]{16}/track\d+\.jpg"  # as save_media names them
 MEDIA_EXTENSIONS = frozenset(f".{name}" for name in f"{_VIDEO} {_IMAGE}".split())
 
 
@@ -41,7 +43,9 @@ class _Beside:
     empty: list[str] = field(default_factory=list)
 
 
-def expand_inputs(inputs: Sequence[str | Path], *, shard: str | None = None) -> Inputs:
+def expand_inputs(
+    inputs: Sequence[str | Path], *, shard: str | None = None, output: str | Path | None = None
+) -> Inputs:
     """Turn files, folders, globs and list files into the files to screen.
 
     A folder gives every file below it, sorted, whose extension is in MEDIA_EXTENSIONS (any case); the others are
@@ -52,6 +56,7 @@ def expand_inputs(inputs: Sequence[str | Path], *, shard: str | None = None) -> 
     Args:
         inputs: as on the command line.
         shard: "i/n", 1 <= i <= n: every n-th file from the i-th on.
+        output: folder that the run writes to; pictures of faces that an earlier run left there are no inputs.
     Raises:
         UsageError: an address instead of a path, a glob or list without files, nothing at all, a bad shard.
     """
@@ -60,6 +65,9 @@ def expand_inputs(inputs: Sequence[str | Path], *, shard: str | None = None) -> 
     for text in inputs:
         for entry in _expand(str(text), beside):
             files.setdefault(entry.path, entry)
+    if output is not None:
+        own = re.compile(re.escape(os.path.join(os.path.abspath(output), "media", "")) + _OWN_PICTURE)
+        files = {path: entry for path, entry in files.items() if not own.fullmatch(os.fspath(path))}
     if not files:
         beside.empty = list(map(str, inputs)) or ["an empty list of inputs"]
         raise UsageError("; ".join(_told(beside, files)))
@@ -99,6 +107,8 @@ def _told(beside: _Beside, files: Collection[Path]) -> list[str]:
 def _expand(text: str, beside: _Beside, base: Path | None = None) -> Iterator[InputFile]:
     if "://" in text:
         raise UsageError(f"{text}: only local files can be screened; download it first")
+    if "\0" in text:
+        raise UsageError(f"{text!r} has a zero byte, and no file's name does; is the list a text?")
     if text.startswith("@") and base is None and not os.path.lexists(text):
         yield from _expand_list(Path(text[1:]), beside)
         return

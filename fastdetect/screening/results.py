@@ -226,5 +226,10 @@ def load_media(folder: Path, media: TrackMedia) -> LoadedMedia:
     if strip.shape[1] != n * side:
         raise DataError(f"{folder / media.crops}: {strip.shape[1]} px wide, wanted {n} crops of {side} px")
     crops = cv2.cvtColor(strip, cv2.COLOR_BGR2RGB).reshape(side, n, side, 3).transpose(1, 0, 2, 3)
-    patches = np.asarray(json.loads((folder / media.patches).read_text("utf-8")), dtype=np.float32)
+    try:
+        patches = np.asarray(json.loads((folder / media.patches).read_text("utf-8")), dtype=np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder / media.patches}: not readable ({error}); screen the file again") from error
+    if patches.ndim != 3:
+        raise DataError(f"{folder / media.patches}: {list(patches.shape)} numbers, wanted rows and columns of {n} faces")
     return LoadedMedia(np.ascontiguousarray(crops), patches)

@@ -42,6 +42,16 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that its name has all of it, on the disk, or what it had before."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 class ResultStore:
     """The output folder of one run, or of one that is taken up again.
 
@@ -84,8 +94,9 @@ class ResultStore:
                 raise UsageError(f"{self.path} already has rows; --resume goes on with them, or give another --output")
             self._check_identity(known)
             self._index()
-        with writing(self.folder):
-            known.write_text(json.dumps(self.identity, indent=2) + "\n", "utf-8")
+        else:
+            with writing(self.folder):
+                _write_whole(known, json.dumps(self.identity, indent=2) + "\n")
 
     def _check_identity(self, known: Path) -> None:
         try:
@@ -164,9 +175,7 @@ class ResultStore:
                 self._compact(media)
             self._drop_pictures()
             self._write_tables(order)
-            partial = self.folder / "run.json.partial"
-            partial.write_text(run.model_dump_json(indent=2) + "\n", "utf-8")
-            os.replace(partial, self.folder / "run.json")
+            _write_whole(self.folder / "run.json", run.model_dump_json(indent=2) + "\n")
 
     def _compact(self, media: bool) -> None:
         partial = self.folder / "results.jsonl.partial"

@@ -95,6 +95,24 @@ def test_what_cannot_name_a_file_is_a_usage_error(bad: str) -> None:
         expand_inputs([bad])
 
 
+def test_a_list_that_is_no_text_is_a_usage_error(tree: Path) -> None:
+    (tree / "list.txt").write_bytes(b"a.MOV\nsub\0/c.webm\n")
+    with pytest.raises(UsageError, match="zero byte"):
+        expand_inputs([f"@{tree}/list.txt"])
+
+
+def test_pictures_of_an_earlier_run_are_no_inputs(tree: Path) -> None:
+    before = names(tree, tree)
+    for name in ("out/media/0123456789abcdef/track0.jpg", "out/media/mine.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    wanted = sorted([*before, "out/media/mine.jpg"])
+    for given in (tree, f"{tree}/**/*.*"):
+        found = expand_inputs([given], output=tree / "out")
+        assert sorted(str(entry.path.relative_to(tree)) for entry in found if entry.path.suffix != ".txt") == wanted
+    assert len(expand_inputs([tree])) == len(wanted) + 1
+
+
 def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no media file"):
         expand_inputs([tmp_path])

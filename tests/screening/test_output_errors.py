@@ -80,3 +80,26 @@ def test_the_doctor_answers_also_where_nobody_reads(left: int) -> None:
     assert call("doctor", stdout=left).returncode == 0
     with open("/dev/full", "w") as full:
         assert call("doctor", stdout=full.fileno()).returncode == 0
+
+
+def test_what_the_terminals_encoding_lacks_is_escaped(
+    clip: Path, command: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = tmp_path / "na\u00efve \u2013 \u4e2d.mp4"
+    name.write_bytes(clip.read_bytes())
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ended = call(command[0], name, tmp_path / "gone.mp4", *command[2:])  # the latter's score is a dash
+    assert ended.returncode == 3, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "\\u2013" in ended.stdout
+
+
+def test_closed_standard_streams_are_no_place_for_results(command: list[str | Path], tmp_path: Path) -> None:
+    # A worker's standard output is the command's standard error: it must not be results.jsonl.
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif '-c' in sys.argv[:1]: os.write(1, b'a word\\n')\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    line = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "fastdetect", *map(str, command)]
+    ended = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *line], timeout=200)
+    assert ended.returncode == 0
+    rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(row)["status"] for row in rows] == ["ok"]

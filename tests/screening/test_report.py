@@ -163,11 +163,15 @@ def test_no_media_shows_no_picture_even_where_rows_have_some(tmp_path: Path) -> 
 
 
 def test_lost_media_is_said_and_costs_nothing_else(tmp_path: Path) -> None:
-    rows = [add_media(make_row(f"{i}.mp4", 0.9), tmp_path / "media") for i in range(2)]
+    rows = [add_media(make_row(f"{i}.mp4", 0.9), tmp_path / "media") for i in range(6)]
     (tmp_path / "media" / "0.mp4.jpg").unlink()
     (tmp_path / "media" / "1.mp4.json").write_text("[[[0.0]]]")
+    (tmp_path / "media" / "2.mp4.json").write_text("")  # torn, as a loss of power leaves files
+    (tmp_path / "media" / "3.mp4.json").write_text("[[[0.0]], [[0.0, 0.0]]]")
+    (tmp_path / "media" / "4.mp4.json").write_text("[0.0, 0.0]")
+    (tmp_path / "media" / "5.mp4.json").unlink()
     _, page = render(tmp_path, rows, tmp_path / "media")
-    assert page.text.count("pictures are missing") == 2
+    assert page.text.count("pictures are missing") == 6
 
 
 def test_media_is_limited_to_the_highest_scores_and_the_page_says_so(

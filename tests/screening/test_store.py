@@ -158,6 +158,17 @@ def test_a_row_that_there_is_no_room_for_leaves_whole_rows(out: Path, files: lis
     assert [r.path for r in again.rows()] == [str(p) for p in files[:2]]
 
 
+def test_resuming_where_there_is_still_no_room_costs_nothing(out: Path, files: list[Path]) -> None:
+    filled(out, files)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limit[1]))
+    try:
+        ResultStore(out, IDENTITY, resume=True).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert len(ResultStore(out, IDENTITY, resume=True)) == 3
+
+
 @pytest.mark.parametrize("name", ["summary.csv", "run.json"])
 def test_a_final_file_that_cannot_be_written_is_one_error(out: Path, files: list[Path], name: str) -> None:
     store = ResultStore(out, IDENTITY, resume=False)
