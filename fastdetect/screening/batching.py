@@ -105,6 +105,8 @@ class FaceBatcher(Generic[Owner]):
             raise EngineError(f"{engine.name} got no batch of {total} faces: {_first(error)}") from error
         share = (time.perf_counter() - start) / total
         margins = np.stack([x[:, 1] - x[:, 0] for x in (out.logits, out.image_logits, out.residual_logits)], axis=1)
+        if not np.isfinite(margins[:, : 3 if out.patch_scores.size else 2]).all():  # fp16 overflows
+            raise EngineError(f"{engine.name} in {engine.precision} gave scores that are no finite numbers")
         first = 0
         for entry, count in parts:
             entry.engine = engine

@@ -98,6 +98,27 @@ def test_a_file_that_fails_costs_itself_alone(batch: int, spare: ArithmeticEngin
             assert (answer.engine, answer.error) == (engine, None)
 
 
+class OverflowingEngine(ArithmeticEngine):
+    """Has no number for a face whose value is odd."""
+
+    def run(self, crops: Crops) -> EngineOutput:
+        out = super().run(crops)
+        out.logits[on_host(crops)[:, 0, 0, 0] % 2 == 1] = np.nan
+        return out
+
+
+def test_scores_that_are_no_numbers_are_a_failure() -> None:
+    spare = ArithmeticEngine(4)
+    queue: FaceBatcher[str] = FaceBatcher(OverflowingEngine(4), lambda: spare)
+    queue.add("odd", crops([2, 3]))
+    queue.add("even", crops([4, 6]))
+    odd, even = queue.run(flush=True)
+    assert (odd.engine, even.engine) == (spare, queue.engine)
+    assert odd.margins[:, 0].tolist() == [2, 3]
+    assert "no finite numbers" in str(odd.error)
+    assert even.error is None
+
+
 def test_a_spare_that_fails_too_is_told_of() -> None:
     queue: FaceBatcher[str] = FaceBatcher(PickyEngine(2, {1}), lambda: PickyEngine(2, {1}))
     queue.add("a", crops([1]).copy())
