@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +25,14 @@ from fastdetect.screening.stages import Extracted, Job, StageSettings, file_sha2
 from fastdetect.screening.store import writing
 from fastdetect.screening.verdict import Verdict, judge
 from fastdetect.video.lanes import this_machine
+from fastdetect.video.planned import within
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
 
 if TYPE_CHECKING:
     from fastdetect.screening.crop_memory import CropMemory
 
 MEDIA_FACES = 8  # crops kept per person for the report
-_HASH_BYTES = 2**30  # a second or two: this process has better things to do than to hash more
+_HASH_BYTES, _HASH_S = 2**30, 10.0  # a second or two: this process has better things to do than to hash more
 _WORKER_BYTES = 2 * 2**30  # on a GPU: its context, a clip's frames, and the detector on 512 MiB of them
 _IDLE_S = 0.25  # without news for this long a batch that is not full is run: rows should not wait for a slow file
 
@@ -297,9 +299,10 @@ def default_workers(gpu: str | None = None) -> int:
 def _lost(path: str, error: Exception) -> Extracted:
     """A file whose worker died or was stopped before it could tell."""
     lost = Extracted(path, error=error if isinstance(error, MediaError) else MediaError(Reason.CRASH, str(error)))
-    lost.bytes, lost.mtime_ns = file_key(Path(path))
-    if lost.bytes is not None and lost.bytes <= _HASH_BYTES:
-        lost.sha256 = file_sha256(path)
+    with suppress(OSError, MediaError):  # what the worker died of may be the file's disk, which may not answer
+        lost.bytes, lost.mtime_ns = within(_HASH_S, lambda: file_key(Path(path)))
+        if lost.bytes is not None and lost.bytes <= _HASH_BYTES and os.path.isfile(path):
+            lost.sha256 = within(_HASH_S, lambda: file_sha256(path))
     return lost
 
 

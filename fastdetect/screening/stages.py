@@ -1,6 +1,7 @@
 """What happens to one file inside a worker process: hash, decode, detect, track, measure, crop."""
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,7 +164,11 @@ class Extractor:
             # Before it is read: a file that grows meanwhile must not count as done.
             done.bytes, done.mtime_ns = file_key(Path(path))
             check_file(path, Limits())
-            done.sha256 = file_sha256(path)
+            try:
+                done.sha256 = file_sha256(path)
+            except OSError as error:  # a bad sector, or it has just gone
+                reason = Reason.DECODE_ERROR if os.path.lexists(path) else Reason.NOT_FOUND
+                raise MediaError(reason, f"{path!r} cannot be read: {error.strerror or error}") from error
         if not self.on_device:
             self._find(done, self.decoder, self.detector)
             done.note = self.trouble or done.note
@@ -241,7 +246,7 @@ class Extractor:
 
 
 def _trouble(settings: StageSettings, error: RuntimeError) -> str:
-    return f"{settings.detect_device} failed, the CPU did it: {str(error).splitlines()[0]}"
+    return f"{settings.detect_device} failed, the CPU did it: {str(error).partition(chr(10))[0]}"
 
 
 def file_sha256(path: str) -> str:

@@ -3,6 +3,8 @@
 On the CPU torch is held against ONNX Runtime; marked gpu, CUDA and NVDEC are.
 """
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,10 @@ import pytest
 import torch
 from screen_clips import write_clip
 
+from fastdetect.errors import MediaError
 from fastdetect.faces.device import DeviceFaceDetector
+from fastdetect.reasons import Reason
+from fastdetect.screening import pipeline, stages
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
 from fastdetect.screening.model import Model
@@ -154,6 +159,45 @@ def test_a_device_without_memory_costs_a_file_nothing_but_time(
     assert "out of memory" in spoiled.note
     assert (spoiled.detector or "").startswith("centerface/onnxruntime")
     assert [len(found.crops) for found in (good, spoiled, again)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize(("gone", "reason"), [(False, Reason.DECODE_ERROR), (True, Reason.NOT_FOUND)])
+def test_a_file_on_a_bad_disk_costs_itself_alone(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool, reason: Reason
+) -> None:
+    path = tmp_path / "bad.webm"
+    path.write_bytes(media.read_bytes())
+
+    def fail(_: str) -> str:
+        if gone:
+            path.unlink()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(stages, "file_sha256", fail)
+    found = Extractor(SETTINGS)(Job(str(path)))
+    assert found.error is not None
+    assert (found.error.reason, found.sha256, found.bytes) == (reason, None, media.stat().st_size)
+    assert "Input/output error" in str(found.error)
+
+
+@pytest.mark.parametrize("kind", ["bad", "hanging", "folder", "pipe"])
+def test_the_file_of_a_worker_that_died_may_be_unreadable(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def fail(_: str) -> str:
+        if kind == "hanging":
+            time.sleep(60)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pipeline, "_HASH_S", 0.2)
+    path = {"bad": media, "hanging": media, "folder": tmp_path, "pipe": tmp_path / "pipe"}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        monkeypatch.setattr(pipeline, "file_sha256", fail)
+    lost = pipeline._lost(str(path), MediaError(Reason.CRASH, "SIGKILL"))
+    assert lost.error is not None
+    assert (lost.error.reason, lost.sha256) == (Reason.CRASH, None)
 
 
 def test_a_device_that_takes_no_more_processes_leaves_the_work_to_the_cpu(
