@@ -226,7 +226,8 @@ def _timeline_of(packets: _Packets) -> tuple[_Timeline, np.ndarray]:
 
 def _falls_short(info: VideoInfo, packets: int, end_s: float) -> bool:
     if info.frames:
-        return packets < info.frames * (1 - _SHORTFALL)
+        whole = info.duration_s is not None and end_s >= info.duration_s * (1 - _SHORTFALL)
+        return packets < info.frames * (1 - _SHORTFALL) and not whole  # an edit list leaves frames out on purpose
     if info.duration_s and info.container in CLOCKED_FORMATS:
         return end_s < info.duration_s - max(1.0, 0.05 * info.duration_s)  # sound may go on a little
     return False

@@ -267,6 +267,22 @@ def test_cut_off_tail_is_told_and_the_rest_is_sampled_evenly(tmp_path):
     assert (numbers(early), early.reasons) == ([1, 3, 6, 8], [])  # what is missing was not asked for
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_clip_that_an_edit_list_trims_is_whole(tmp_path, cut):
+    times = [40 * (i - 63) for i in range(200)]  # 63 frames before zero, which the list leaves out
+    path = write_clip(tmp_path / "a.mp4", 200, times_ms=times, gop=10, container_options={"movflags": "faststart"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # its length in ticks of 1 ms
+    assert int.from_bytes(data[at : at + 4], "big") == 137 * 40
+    data[at : at + 4] = (100 * 40).to_bytes(4, "big")  # and 37 at the end
+    path.write_bytes(data[: len(data) * 6 // 10] if cut else data)
+    clip = decode(path, POLICY("all"))
+    assert numbers(clip)[0] == 63
+    assert clip.reasons == ([Reason.TRUNCATED] if cut else [])
+    if not cut:
+        assert numbers(clip) == list(range(63, 163))
+
+
 def test_cut_off_matroska_is_told(tmp_path):
     path = write_clip(tmp_path / "a.mkv", 200, gop=20)
     data = path.read_bytes()
