@@ -274,7 +274,15 @@ def first_frame(container: InputContainer, stream: VideoStream, path: str) -> Vi
     name = stream.codec_context.name
     if isinstance(problem, av.error.DecoderNotFoundError | av.error.PatchWelcomeError):
         raise MediaError(Reason.UNSUPPORTED_CODEC, f"{path!r}: this kind of {name} is not decoded: {problem}")
+    if name == "webp" and _is_animated_webp(path):
+        raise MediaError(Reason.UNSUPPORTED_CODEC, f"{path!r} is an animated WebP, which FFmpeg does not decode")
     raise MediaError(Reason.DECODE_ERROR, f"no frame of {path!r} ({name}) decodes: {problem or 'it holds none'}")
+
+
+def _is_animated_webp(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float | None:

@@ -30,6 +30,7 @@ from fastdetect.errors import FastdetectError, MediaError, UsageError
 from fastdetect.reasons import Reason
 
 _POLL_S = 0.2  # how often CPU time is looked at
+_STARTS = 3  # workers that die while they start, one after another, before the pool gives up
 _STALL_S = 20.0  # a worker that stops in the middle of a message for this long counts as hung
 _BAD_PICKLE = (
     pickle.UnpicklingError,
@@ -200,7 +201,7 @@ class WorkerPool:
         self._bound = max_in_flight or 2 * workers + 2
         self._pending: deque[_Job] = deque()
         self._done: deque[JobResult] = deque()
-        self._submitted = self._taken = self._running = 0
+        self._submitted = self._taken = self._running = self._dead_starts = 0
         self._failure: FastdetectError | None = None
         self._closing = False
         self._change = threading.Condition()
@@ -343,7 +344,7 @@ class WorkerPool:
 
     def _receive(self, worker: _Worker, kind: str, value: Any) -> None:
         if kind == "ready":
-            worker.ready = True
+            worker.ready, self._dead_starts = True, 0
         elif kind == "no start":
             raise value
         else:
@@ -355,7 +356,9 @@ class WorkerPool:
         workers.remove(worker)
         ended = worker.end(0.5 if what is None else 0.0)
         if not worker.ready:
-            raise FastdetectError(f"a worker process {what or f'died while it started: {ended}'}")
+            self._dead_starts += 1
+            if what or self._dead_starts == _STARTS:  # one may die for want of memory, which comes back
+                raise FastdetectError(f"a worker process {what or f'died while it started: {ended}'}")
         if worker.job is not None:
             message = f"the job {what}" if what else f"the worker process died in this job: {ended}"
             self._finish(worker, None, MediaError(reason, message))

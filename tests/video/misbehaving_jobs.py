@@ -107,6 +107,18 @@ def settings(_):
     }
 
 
+class Stumbling:
+    """Is killed while it starts, as often as there are files in a folder."""
+
+    def __init__(self, folder):
+        for file in Path(folder).iterdir():
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, job):
+        return job
+
+
 class Counter:
     """A job whose set-up is kept between calls."""
 

@@ -204,6 +204,16 @@ def test_unknown_codec(tmp_path):
     assert refusal(path) == Reason.UNSUPPORTED_CODEC
 
 
+def test_an_animated_webp_is_not_called_damaged(tmp_path):
+    pictures = [Image.fromarray(numbered_picture(i)) for i in range(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], lossless=True)
+    assert refusal(tmp_path / "a.webp") == Reason.UNSUPPORTED_CODEC
+    pictures[0].save(tmp_path / "still.webp", lossless=True)
+    data = (tmp_path / "still.webp").read_bytes()
+    (tmp_path / "still.webp").write_bytes(data[:30] + bytes(len(data) - 30))
+    assert refusal(tmp_path / "still.webp") == Reason.DECODE_ERROR
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -155,6 +155,14 @@ def test_classes_are_set_up_once_and_functions_take_options():
         assert outcome(pool, 5).value == 15
 
 
+def test_a_worker_that_is_killed_while_it_starts_is_tried_again(tmp_path):
+    for name in "ab":
+        (tmp_path / name).touch()
+    with WorkerPool("misbehaving_jobs:Stumbling", init_args={"folder": str(tmp_path)}) as pool:
+        assert [result.value for result in pool.map([1, 2, 3])] == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("function", "args", "limits", "said"),
     [
