@@ -20,7 +20,9 @@ class CropMemory:
     """Places for the crops of files on a device, which the main process owns.
 
     A place goes out with a file and comes back when the file's row is written. What a worker that was killed left in
-    its place is never read, and the memory is not the worker's, so nothing else is lost with it.
+    its place is never read, and the memory is not the worker's, so nothing else is lost with it. But torch frees shared
+    memory of a GPU only when those who opened it have said that they let go, which a process that ends at once does
+    not: keep one, instead of making another.
 
     Args:
         device: CUDA device; on the CPU torch's sharing strategy must be `file_system`.
@@ -35,7 +37,11 @@ class CropMemory:
         if self._memory.is_cuda:
             torch.cuda.synchronize(device)
         self.handle = bytes(ForkingPickler.dumps(self._memory))  # for CropWriter, in any number of processes
-        self._free = deque(range(places))  # its calls are atomic: a thread takes, another gives back
+        self.give_all_back()
+
+    def give_all_back(self) -> None:
+        """Nobody reads or writes crops any more."""
+        self._free = deque(range(len(self._memory)))  # its calls are atomic: a thread takes, another gives back
 
     def take(self) -> int | None:
         """A free place, None where there is none."""

@@ -104,7 +104,9 @@ class Screener:
         """What the workers found, as it comes; None when nothing came for a while, and at the end."""
         if not paths:
             return
-        self._memory = self._crop_memory()
+        self._memory = self._memory or self._crop_memory()
+        if self._memory is not None:
+            self._memory.give_all_back()  # also what a run that was stopped had in hand
         found: queue.Queue[JobResult | FastdetectError | None] = queue.Queue(maxsize=self.workers)
         limits = WorkerLimits(timeout_s=self.config.timeout, cpu_s=2 * self.config.timeout)
         uses_nvdec = self.config.decoder != "pyav" and this_machine(self.settings.decode_device).nvdec
@@ -150,7 +152,6 @@ class Screener:
                 if not found.empty():
                     found.get_nowait()
                 reader.join(0.01)
-            self._memory = None
 
     def _crop_memory(self) -> "CropMemory | None":
         """Where workers leave crops for the model on the same GPU; None: crops come over the host."""

@@ -158,3 +158,27 @@ def test_memory_that_cannot_be_shared_sends_the_crops(
         rows[0].decode_note
         == "crops cross the host, their memory cannot be shared: CUDA error: operation not supported"
     )
+
+
+def test_one_memory_for_all_runs_of_a_screener(
+    model_folder: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, init = [], CropMemory.__init__
+
+    def counted(self: CropMemory, device: str, places: int, size: int) -> None:
+        made.append(self)
+        init(self, device, places, size)
+
+    monkeypatch.setattr(CropMemory, "__init__", counted)
+    monkeypatch.setattr(Screener, "_same_gpu", lambda self: True)
+    options = {"model": str(model_folder), "engine": "torch", "precision": "fp32", "device": "cpu", "workers": 1}
+    config = ScreenConfig.model_validate({**options, "sample": "uniform:3", "media": False, "decoder": "pyav"})
+    files = expand_inputs([str(path) for path in clips])
+    with Model.load(config) as model:
+        screener = Screener(model, config, media=None)
+        first = screener.screen(files)
+        next(first)
+        first.close()  # stopped, with places taken
+        assert len(list(screener.screen(files))) == len(files)
+    assert len(made) == 1
+    assert sorted(made[0]._free) == list(range(4 * 1 + 8))
