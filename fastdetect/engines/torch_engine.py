@@ -134,13 +134,13 @@ def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
     """The scorer as one CUDA graph over fixed buffers; its device is the current one."""
     crops = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=next(scorer.parameters()).device)
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(crops.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), _no_tf32():  # also the first runs: other kernels would be loaded while it records
         side.wait_stream(torch.cuda.current_stream(crops.device))
         with torch.cuda.stream(side):  # libraries choose and allocate in the first runs, which must not be recorded
             for _ in range(3):
                 scorer(crops)
         torch.cuda.current_stream(crops.device).wait_stream(side)
-        with torch.cuda.graph(graph), _no_tf32():
+        with torch.cuda.graph(graph):
             scores = scorer(crops)
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:

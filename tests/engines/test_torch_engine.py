@@ -1,5 +1,7 @@
 import copy
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import timm
 import torch
 import torch._inductor.config
 
-from fastdetect.engines import EngineOutput, TorchEngine, load_engine
+from fastdetect.engines import EngineOutput, TorchEngine, load_engine, torch_engine
 from fastdetect.engines.torch_engine import fold_batch_norm
 from fastdetect.errors import EngineError, ShapeError, UsageError
 from fastdetect.models import DetectorConfig, TwoBranchDetector
@@ -160,6 +162,23 @@ def test_what_torch_cannot_do_is_an_engine_error(model: TwoBranchDetector, monke
     monkeypatch.setattr(TwoBranchDetector, "to", lambda self, device: no_memory(torch.empty(0)))
     with pytest.raises(EngineError, match="cannot load the model on cpu: CUDA out of memory"):
         TorchEngine(model, device="cpu", precision="fp32")
+
+
+def test_a_recorded_run_takes_the_kernels_of_the_runs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = []
+
+    class Scorer(torch.nn.Linear):
+        def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor]:
+            rounds.append(torch.backends.cudnn.allow_tf32)
+            return (batch,)
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: stream)
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
+    torch_engine._recorded(Scorer(1, 1), 2, 8)
+    assert rounds == [False] * 4
 
 
 def test_a_missing_compiler_is_told_before_the_run(
