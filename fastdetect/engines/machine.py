@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 from pathlib import Path
 
 _CPUS = Path("/proc/cpuinfo")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity, and no more than a container's share of time allows."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, _QUOTA.read_text().split())
+        return max(1, min(cores, math.ceil(quota / period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no control group, or no quota
+        return cores
 
 
 def cpu_has_bf16() -> bool:

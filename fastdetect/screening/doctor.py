@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdetect import __version__
+from fastdetect.engines.machine import usable_cores
 from fastdetect.errors import FastdetectError
 
 MODEL = "fastdetect-small"
@@ -78,7 +79,7 @@ def describe_machine() -> dict[str, str]:
     """The facts about the machine that set its speed, by name."""
     lines = _cpuinfo()
     flags = set(lines.get("flags", "").split())
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
+    cores, memory = usable_cores(), psutil.virtual_memory()
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),

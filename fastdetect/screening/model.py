@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,6 +12,7 @@ from fastdetect.engines import load_engine
 from fastdetect.engines.base import Engine
 from fastdetect.engines.graph import Scoring
 from fastdetect.engines.load import deciding_part
+from fastdetect.engines.machine import usable_cores
 from fastdetect.errors import FastdetectError, UsageError
 from fastdetect.models.folder import ModelFolder, Preprocess
 from fastdetect.screening.config import ScreenConfig
@@ -147,7 +147,7 @@ def _engine(config: ScreenConfig, part: Scoring) -> Engine:
 
 def default_threads() -> int:
     """Threads of the model: half the cores, about its share of the work; the workers take what is left."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+    return max(1, usable_cores() // 2)
 
 
 def _hash(values: Mapping[str, Any]) -> str:

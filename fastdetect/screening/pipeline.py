@@ -14,6 +14,7 @@ import numpy as np
 
 from fastdetect import __version__
 from fastdetect.engines.base import on_host
+from fastdetect.engines.machine import usable_cores
 from fastdetect.errors import FastdetectError, MediaError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.screening.batching import FaceBatcher, Scored
@@ -288,7 +289,7 @@ def default_workers(gpu: str | None = None) -> int:
     Args:
         gpu: CUDA device on which the workers find faces: as many as its free memory has room for.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if gpu is None:
         return cores
     import torch

@@ -231,5 +231,7 @@ def load_media(folder: Path, media: TrackMedia) -> LoadedMedia:
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder / media.patches}: not readable ({error}); screen the file again") from error
     if patches.ndim != 3:
-        raise DataError(f"{folder / media.patches}: {list(patches.shape)} numbers, wanted rows and columns of {n} faces")
+        raise DataError(
+            f"{folder / media.patches}: {list(patches.shape)} numbers, wanted rows and columns of {n} faces"
+        )
     return LoadedMedia(np.ascontiguousarray(crops), patches)

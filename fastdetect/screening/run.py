@@ -1,6 +1,5 @@
 """One screening run, whole: model, store, pipeline, final files, report."""
 
-import os
 import platform
 import signal
 import sys
@@ -20,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from fastdetect import __version__
+from fastdetect.engines.machine import usable_cores
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import InputFile, Inputs, path_text
 from fastdetect.screening.model import Model
@@ -192,7 +192,7 @@ def _machine() -> dict[str, str]:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(usable_cores()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(),
     }

@@ -15,13 +15,14 @@ import pytest
 import torch
 from screen_clips import write_clip
 
+from fastdetect.engines import machine
 from fastdetect.errors import MediaError
 from fastdetect.faces.device import DeviceFaceDetector
 from fastdetect.reasons import Reason
 from fastdetect.screening import pipeline, stages
 from fastdetect.screening.config import ScreenConfig
 from fastdetect.screening.inputs import expand_inputs
-from fastdetect.screening.model import Model
+from fastdetect.screening.model import Model, default_threads
 from fastdetect.screening.pipeline import Screener, default_workers
 from fastdetect.screening.results import Row
 from fastdetect.screening.stages import Extractor, Job, StageSettings
@@ -227,3 +228,25 @@ def test_no_more_workers_than_the_gpu_has_memory_for(
     assert default_workers("cuda:1") == workers
     assert asked == ["cuda:1"]
     assert default_workers() == cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "workers"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("9900000 100000", 16),
+        ("max 100000", 16),
+        ("", 16),
+    ],
+)
+def test_no_more_workers_than_a_container_has_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert default_workers() == workers
+    assert default_threads() == max(1, workers // 2)
