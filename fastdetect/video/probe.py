@@ -239,7 +239,7 @@ def _exif_axes(path: str) -> tuple[bool, bool, bool] | None:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:  # reads the header only
                 return _EXIF_ORIENTATIONS.get(image.getexif().get(_EXIF_ORIENTATION, 0))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # no such image, or damaged tags
+    except Exception:  # no such image, or damaged tags: Pillow's readers have no error in common
         return None
 
 
@@ -305,7 +305,7 @@ def _check_hidden_size(path: str, limits: Limits) -> None:
                 width, height = image.size
     except Image.DecompressionBombError as error:
         raise MediaError(Reason.TOO_LARGE, f"{path!r} is over the limit max_pixels: {error}") from error
-    except (OSError, ValueError, SyntaxError):  # no image: decoding will say what is wrong
+    except Exception:  # no image, in the words of any of Pillow's readers: decoding will say what is wrong
         return
     limits.check("max_pixels", width * height, f"{width}x{height} picture")
 

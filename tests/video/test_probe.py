@@ -204,6 +204,13 @@ def test_unknown_codec(tmp_path):
     assert refusal(path) == Reason.UNSUPPORTED_CODEC
 
 
+def test_a_damaged_avif_is_media_that_does_not_decode(tmp_path):
+    path = tmp_path / "a.avif"
+    Image.fromarray(numbered_picture(5)).save(path)
+    path.write_bytes(path.read_bytes().replace(b"iloc", b"free"))  # where the picture is
+    assert refusal(path) == Reason.DECODE_ERROR
+
+
 def test_an_animated_webp_is_not_called_damaged(tmp_path):
     pictures = [Image.fromarray(numbered_picture(i)) for i in range(3)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], lossless=True)
