@@ -20,9 +20,17 @@ _MAGIC = b"fastdetect engine cache 1\n"
 
 
 def cache_folder() -> Path:
-    """Where built files are kept: FASTDETECT_CACHE, else fastdetect/engines in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FASTDETECT_CACHE") or Path(base) / "fastdetect" / "engines")
+    """Where built files are kept: FASTDETECT_CACHE, else fastdetect/engines in the user's cache.
+
+    Raises:
+        EngineError: the user has neither.
+    """
+    if named := os.environ.get("FASTDETECT_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdetect" / "engines"
+    except RuntimeError as error:
+        raise EngineError(f"no folder to keep engines in: {error} Set FASTDETECT_CACHE to one") from error
 
 
 def cached(

@@ -130,6 +130,8 @@ class Screener:
                 found.put(None)
             except FastdetectError as error:
                 found.put(error)
+            except Exception as error:  # a silent end would leave the other side waiting for ever
+                found.put(FastdetectError(f"files cannot be handed to the workers: {error!r}"))
 
         reader = threading.Thread(target=read, name="fastdetect-results", daemon=True)
         reader.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine_helpers import on_a_full_disk, start_child
 
-from fastdetect.engines.cache import cached, pack, unpack, write_atomic
+from fastdetect.engines.cache import cache_folder, cached, pack, unpack, write_atomic
 from fastdetect.errors import EngineError
 
 KEY = {"onnx": "aa", "gpu": "sm_89"}
@@ -32,6 +32,19 @@ def test_built_once_and_kept_under_its_key(tmp_path: Path) -> None:
     assert cached("plan", KEY | {"gpu": "sm_120"}, other, said.append, tmp_path) == b"other"
     assert cached("plan", KEY, build, said.append, tmp_path) == build.data
     assert (build.times, other.times, len(list(tmp_path.glob("plan-*.bin")))) == (1, 1, 2)
+
+
+def test_a_user_without_a_home_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("FASTDETECT_CACHE", raising=False)
+    with pytest.raises(EngineError, match=r"home directory\. Set FASTDETECT_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("FASTDETECT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
 
 
 @pytest.mark.parametrize(

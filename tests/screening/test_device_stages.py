@@ -16,7 +16,7 @@ import torch
 from screen_clips import write_clip
 
 from fastdetect.engines import machine
-from fastdetect.errors import MediaError
+from fastdetect.errors import FastdetectError, MediaError
 from fastdetect.faces.device import DeviceFaceDetector
 from fastdetect.reasons import Reason
 from fastdetect.screening import pipeline, stages
@@ -228,6 +228,20 @@ def test_no_more_workers_than_the_gpu_has_memory_for(
     assert default_workers("cuda:1") == workers
     assert asked == ["cuda:1"]
     assert default_workers() == cores
+
+
+@pytest.mark.timeout(60)
+def test_a_fault_on_the_way_to_the_workers_ends_the_run(
+    model_folder: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Screener, paths: list[str]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Screener, "_jobs", fail)
+    options = {"model": str(model_folder), "engine": "torch", "precision": "fp32", "media": False, "workers": 1}
+    config = ScreenConfig.model_validate(options)
+    with Model.load(config) as model, pytest.raises(FastdetectError, match="MemoryError"):
+        list(Screener(model, config, media=None).screen(expand_inputs([str(media)])))
 
 
 @pytest.mark.parametrize(
