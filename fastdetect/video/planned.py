@@ -27,6 +27,7 @@ from fastdetect.video.pyav import (
     _check_kept,
     _decode_ranges,
     _falls_short,
+    _fewer_than_declared,
     _packet_ranges,
     _read_packets,
     _Timeline,
@@ -87,6 +88,8 @@ def plan_clip(info: VideoInfo, policy: SamplingPolicy, max_seconds: float | None
             raise _Unsure("it is damaged, and only PyAV tells which pictures are whole")
         if not all(packets.shown) or min(pts for pts in packets.pts if pts is not None) < 0:
             raise _Unsure("it holds packets that are not shown, which others count otherwise")
+        if packets.complete and _fewer_than_declared(info, len(packets.pts)):
+            raise _Unsure("its edit list leaves frames out, which others may count")
         chosen = pick_frames(policy, timeline.times_s, timeline.keyframes, timeline.end_s, max_seconds)
         before = np.flatnonzero(timeline.keyframes[: chosen[-1] + 1]) if len(chosen) else chosen
         if not len(before):

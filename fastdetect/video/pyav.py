@@ -224,10 +224,14 @@ def _timeline_of(packets: _Packets) -> tuple[_Timeline, np.ndarray]:
     return _Timeline.build(pts[order], keyframes, packets.tick_s, packets.last_ticks), order
 
 
+def _fewer_than_declared(info: VideoInfo, packets: int) -> bool:
+    return packets < (info.frames or 0) * (1 - _SHORTFALL)
+
+
 def _falls_short(info: VideoInfo, packets: int, end_s: float) -> bool:
     if info.frames:
         whole = info.duration_s is not None and end_s >= info.duration_s * (1 - _SHORTFALL)
-        return packets < info.frames * (1 - _SHORTFALL) and not whole  # an edit list leaves frames out on purpose
+        return _fewer_than_declared(info, packets) and not whole  # an edit list leaves frames out on purpose
     if info.duration_s and info.container in CLOCKED_FORMATS:
         return end_s < info.duration_s - max(1.0, 0.05 * info.duration_s)  # sound may go on a little
     return False

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from fastdetect.errors import MediaError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.video import Limits, SamplingPolicy, decode, probe
+from fastdetect.video.planned import plan_clip
 from fastdetect.video.pyav import DECODER, JUMP_PACKETS, _decode_video
 
 X265 = {"x265-params": "log-level=none"}
@@ -267,20 +268,22 @@ def test_cut_off_tail_is_told_and_the_rest_is_sampled_evenly(tmp_path):
     assert (numbers(early), early.reasons) == ([1, 3, 6, 8], [])  # what is missing was not asked for
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_a_clip_that_an_edit_list_trims_is_whole(tmp_path, cut):
-    times = [40 * (i - 63) for i in range(200)]  # 63 frames before zero, which the list leaves out
+@pytest.mark.parametrize(("head", "cut"), [(63, False), (63, True), (60, False)])
+def test_a_clip_that_an_edit_list_trims_is_whole(tmp_path, head, cut):
+    times = [40 * (i - head) for i in range(200)]  # before zero: left out by the list; 60 are whole groups
     path = write_clip(tmp_path / "a.mp4", 200, times_ms=times, gop=10, container_options={"movflags": "faststart"})
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 12  # its length in ticks of 1 ms
-    assert int.from_bytes(data[at : at + 4], "big") == 137 * 40
-    data[at : at + 4] = (100 * 40).to_bytes(4, "big")  # and 37 at the end
+    assert int.from_bytes(data[at : at + 4], "big") == (200 - head) * 40
+    data[at : at + 4] = (100 * 40).to_bytes(4, "big")  # and some at the end
     path.write_bytes(data[: len(data) * 6 // 10] if cut else data)
     clip = decode(path, POLICY("all"))
-    assert numbers(clip)[0] == 63
+    assert numbers(clip)[0] == head
     assert clip.reasons == ([Reason.TRUNCATED] if cut else [])
     if not cut:
-        assert numbers(clip) == list(range(63, 163))
+        assert numbers(clip) == list(range(head, head + 100))
+    with pytest.raises(MediaError, match="for PyAV alone"):
+        plan_clip(clip.info, POLICY("all"), None, Limits())
 
 
 def test_cut_off_matroska_is_told(tmp_path):
