@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastdetect.errors import EngineError
@@ -131,5 +131,6 @@ def _locked(path: Path) -> Iterator[None]:
     with writing(path):
         file = path.with_suffix(".lock").open("w")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: two processes may build the same
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -130,7 +130,7 @@ def _expand(text: str, beside: _Beside, base: Path | None = None) -> Iterator[In
 
 def _expand_list(path: Path, beside: _Beside) -> Iterator[InputFile]:
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]  # a name may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"@{path}: not a readable list of files (UTF-8, one a line): {error}") from error
     entries = [line for line in lines if line and not line.startswith("#")]

@@ -88,6 +88,11 @@ class ResultStore:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"another run is writing to {self.folder}; give another --output") from error
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} is on a file system without locks ({error.strerror}), where two runs could write "
+                "to one folder unseen; give an --output on another"
+            ) from error
         known = self.folder / "identity.json"
         if self.path.stat().st_size:
             if not resume:

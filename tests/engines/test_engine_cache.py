@@ -1,5 +1,6 @@
 """Kept files are whole and the right ones, or are made again."""
 
+import errno
 import os
 import signal
 import time
@@ -32,6 +33,17 @@ def test_built_once_and_kept_under_its_key(tmp_path: Path) -> None:
     assert cached("plan", KEY | {"gpu": "sm_120"}, other, said.append, tmp_path) == b"other"
     assert cached("plan", KEY, build, said.append, tmp_path) == build.data
     assert (build.times, other.times, len(list(tmp_path.glob("plan-*.bin")))) == (1, 1, 2)
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_a_file_system_without_locks_keeps_files_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    build = Builder(b"plan")
+    assert [cached("plan", KEY, build, print, tmp_path) for _ in range(2)] == [b"plan"] * 2
+    assert build.times == 1
 
 
 def test_a_user_without_a_home_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

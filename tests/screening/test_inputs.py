@@ -95,6 +95,12 @@ def test_what_cannot_name_a_file_is_a_usage_error(bad: str) -> None:
         expand_inputs([bad])
 
 
+def test_a_name_in_a_list_may_hold_what_unicode_calls_a_line_break(tree: Path) -> None:
+    odd = ["a\u2028b.mp4", "c\x0cd.mp4", "e\x85f.mp4"]
+    (tree / "list.txt").write_bytes("\r\n".join(odd).encode())
+    assert names(tree, f"@{tree}/list.txt") == odd
+
+
 def test_a_list_that_is_no_text_is_a_usage_error(tree: Path) -> None:
     (tree / "list.txt").write_bytes(b"a.MOV\nsub\0/c.webm\n")
     with pytest.raises(UsageError, match="zero byte"):

@@ -205,6 +205,15 @@ def test_two_runs_cannot_share_a_folder(out: Path) -> None:
     ResultStore(out, IDENTITY, resume=True).close()
 
 
+def test_a_file_system_without_locks_is_a_usage_error(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(UsageError, match=r"without locks \(Function not implemented\)"):
+        ResultStore(out, IDENTITY, resume=False)
+
+
 def test_an_output_that_cannot_be_a_folder_is_a_usage_error(files: list[Path]) -> None:
     with pytest.raises(UsageError, match="cannot write"):
         ResultStore(files[0] / "out", IDENTITY, resume=False)
