@@ -9,11 +9,13 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from fastdetect import config as configuration
+from fastdetect.data import face_pack
 from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import PairSource
@@ -54,6 +56,15 @@ def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
     assert (np.abs(faces.landmarks.mean(1) - 128) < 40).all()
     with pytest.raises(DataError, match="no 'test' faces"):
         faces.where("test")
+
+
+def test_pictures_without_a_face_are_counted_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    portrait = pytest.importorskip("skimage.data").astronaut()[:300, 100:400]
+    cv2.imwrite(str(tmp_path / "a.png"), portrait[..., ::-1])
+    cv2.imwrite(str(tmp_path / "no body here.png"), np.full((64, 64, 3), 90, np.uint8))
+    (tmp_path / "index.csv").write_text("file,label,suggested_split\na.png,real,train\nno body here.png,real,train\n")
+    assert face_pack.main([tmp_path / "index.csv"], tmp_path / "pack") == 0
+    assert "1 pictures without a face" in capsys.readouterr().out
 
 
 def test_missing_file_or_pack_is_an_error_with_its_path(tmp_path: Path) -> None:
