@@ -1,12 +1,10 @@
 """The pictures of a manifest's sample, wherever they lie: video, folder of frames, zip, tar or LMDB."""
 
-import lzma
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,17 +16,13 @@ import cv2
 import numpy as np
 
 from fastdetect.data.lmdb_store import LmdbStore
-from fastdetect.data.manifest import Sample
+from fastdetect.data.manifest import ARCHIVE_ERRORS, Sample
 from fastdetect.errors import DataError, MediaError
 from fastdetect.reasons import Reason
 from fastdetect.video.pyav import Frame, decode
 from fastdetect.video.sampling import SamplingPolicy, pick_frames
 
 _FRAMES_PER_S = 25.0  # of frames without a clock, for policies that go by time
-# Of archives that are damaged, encrypted (RuntimeError) or packed in a way that Python cannot read (its subclass).
-_UNREADABLE = (
-    OSError, EOFError, KeyError, zipfile.BadZipFile, tarfile.TarError, RuntimeError, zlib.error, lzma.LZMAError,
-)  # fmt: skip
 
 
 @dataclass
@@ -97,7 +91,7 @@ def copy_member(sample: Sample, root: Path, target: IO[bytes]) -> None:
         raise MediaError(Reason.NOT_FOUND, f"no such archive {place}") from error
     except KeyError as error:
         raise MediaError(Reason.NOT_FOUND, f"{place} has no member {sample.member!r}: {error}") from error
-    except _UNREADABLE as error:
+    except ARCHIVE_ERRORS as error:
         raise MediaError(Reason.DECODE_ERROR, f"{sample.member!r} of {place} cannot be read: {error}") from error
 
 
@@ -133,7 +127,7 @@ def frame_bytes(sample: Sample, root: Path, names: Sequence[str]) -> list[bytes 
                         break
     except FileNotFoundError as error:
         raise MediaError(Reason.NOT_FOUND, f"no such archive {place}") from error
-    except _UNREADABLE as error:
+    except ARCHIVE_ERRORS as error:
         raise MediaError(Reason.DECODE_ERROR, f"{place} cannot be read: {error}") from error
     return [found.get(name) for name in names]
 

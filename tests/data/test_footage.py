@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import tarfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastdetect.data.footage import copy_member, frame_bytes
+from fastdetect.data.layouts import read_layout
 from fastdetect.data.manifest import Sample
-from fastdetect.errors import MediaError
+from fastdetect.errors import DataError, MediaError
 from fastdetect.reasons import Reason
 
 NAME = "v/0.png"
@@ -67,3 +69,29 @@ def test_an_lmdb_folder_that_is_gone_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         frame_bytes(gone, tmp_path, gone.frames)
     assert caught.value.reason is Reason.DECODE_ERROR
+
+
+def test_an_index_of_archives_that_are_damaged_is_refused(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for part in ("real_train", "fake_train"):
+        (tmp_path / "wild" / part).mkdir(parents=True)
+        with tarfile.open(tmp_path / "wild" / part / "1.tar.gz", "w:gz") as archive:
+            for number in range(3):
+                info = tarfile.TarInfo(f"1/{part[:4]}/0/{number}.png")
+                info.size = 60_000
+                archive.addfile(info, BytesIO(bytes(rng.choices(b"abcdefgh", k=info.size))))
+    broken = tmp_path / "wild" / "fake_train" / "1.tar.gz"
+    data = bytearray(broken.read_bytes())
+    data[10_000:10_040] = bytes(range(200, 240))
+    broken.write_bytes(data)
+    with pytest.raises(DataError, match=r"1\.tar\.gz is not a readable tar: .*download it again"):
+        read_layout(tmp_path / "wild")
+    path = tmp_path / "dfdc" / "dfdc_train_part_0.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("dfdc_train_part_0/metadata.json", "{}")
+    data = bytearray(path.read_bytes())
+    set_in_headers(data, _FLAGS, 1)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"part_0\.zip is not a readable zip: .*encrypted.*download it again"):
+        read_layout(path.parent)
