@@ -107,7 +107,7 @@ void loss_range(const LossJob& job, int64_t begin, int64_t end, float* scratch) 
         squares += d * d;
         store(made + k, d * scale);
       }
-      if (streamed) stream_copy(grad, staged, size);
+      if (streamed) stream_copy(grad, made, size);
     } else {
 #pragma omp simd reduction(+ : squares)
       for (int64_t k = 0; k < n; ++k) {

@@ -11,8 +11,9 @@ constexpr int64_t kStreamed = 32 << 20;  // bytes of an output from which on it 
 constexpr int64_t kLine = 64;
 
 #ifdef __x86_64__
-typedef long long StreamLane __attribute__((vector_size(16)));
-typedef long long LooseLane __attribute__((vector_size(16), aligned(1)));
+// may_alias: what is read was written as floats, and without it the compiler may read first.
+typedef long long StreamLane __attribute__((vector_size(16), may_alias));
+typedef long long LooseLane __attribute__((vector_size(16), aligned(1), may_alias));
 #endif
 
 // The lines that lie whole in it are streamed; a part of one is written as usual, since a neighbour has the rest.

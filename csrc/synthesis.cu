@@ -478,7 +478,8 @@ const char* mine(const MineJob& job, uint32_t* workspace, void* stream_handle) {
   uint32_t* keys = counts + blocks(job.z.count, kChunk);
   cudaMemsetAsync(work, 0, sizeof(Workspace), stream);
   cudaMemsetAsync(job.state, 0, sizeof(MineState), stream);
-  cudaMemsetAsync(job.index, 0xFF, job.capacity * sizeof(int64_t), stream);
+  // No bytes: an error in a graph's capture.
+  if (job.capacity) cudaMemsetAsync(job.index, 0xFF, job.capacity * sizeof(int64_t), stream);
   by_type(job.z, aligned(job.center), [&]<class T, int V>() {
     launch(similarity_kernel<T, V>, few_blocks(job.z.count, kWarps * kRowsAtOnce), kThreads, stream, job, keys, work);
   });

@@ -153,7 +153,7 @@ void backward_range(const SynthesisBackwardJob& job, int64_t begin, int64_t end,
     const float scale = (1.0f + lam) / __builtin_sqrtf(square), along = dot / square;
     T* __restrict made = streamed ? staged : out;
     for (int64_t k = 0; k < n; ++k) store(made + k, scale * (load(grad[k]) - along * u[k]));
-    if (streamed) stream_copy(out, staged, size);
+    if (streamed) stream_copy(out, made, size);
   }
   clear(done, end);
   if (streamed) end_stream();

@@ -52,8 +52,10 @@ def load(
 
 
 def save(config: BaseModel, path: Path) -> None:
-    """Write a resolved configuration as YAML, so that `load` reads it again."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Write a resolved configuration as YAML, so that `load` reads it again; an old one is replaced at once."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    partial.replace(path)
 
 
 def _advice(kind: type[BaseModel], where: Sequence[str]) -> str:

@@ -230,7 +230,7 @@ def main(
         levels = f" and the compressions {', '.join(compressions)}" if compressions else ""
         raise DataError(f"no real of the splits {splits}{levels} in {', '.join(map(str, indices))}")
     pack = build_pack(entries, output, per_video=per_video)
-    skipped = (output / "skipped.txt").read_text().split()
+    skipped = (output / "skipped.txt").read_text().splitlines()
     print(f"{output}: {len(pack)} faces of {len(pack.identities)} persons from {len(entries)} files")
     print(f"{len(skipped)} pictures without a face, listed in {output / 'skipped.txt'}" if skipped else "none skipped")
     return 0

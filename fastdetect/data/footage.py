@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -15,8 +16,8 @@ import cv2
 import numpy as np
 
 from fastdetect.data.lmdb_store import LmdbStore
-from fastdetect.data.manifest import Sample
-from fastdetect.errors import MediaError
+from fastdetect.data.manifest import ARCHIVE_ERRORS, Sample
+from fastdetect.errors import DataError, MediaError
 from fastdetect.reasons import Reason
 from fastdetect.video.pyav import Frame, decode
 from fastdetect.video.sampling import SamplingPolicy, pick_frames
@@ -90,21 +91,25 @@ def copy_member(sample: Sample, root: Path, target: IO[bytes]) -> None:
         raise MediaError(Reason.NOT_FOUND, f"no such archive {place}") from error
     except KeyError as error:
         raise MediaError(Reason.NOT_FOUND, f"{place} has no member {sample.member!r}: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
+    except ARCHIVE_ERRORS as error:
         raise MediaError(Reason.DECODE_ERROR, f"{sample.member!r} of {place} cannot be read: {error}") from error
 
 
 def frame_bytes(sample: Sample, root: Path, names: Sequence[str]) -> list[bytes | None]:
-    """The encoded pictures of some of a sample's frames; None for those that are not there."""
+    """The encoded pictures of some of a sample's frames; None for those that are not there.
+
+    Raises:
+        MediaError: there is no such archive or LMDB folder, or it is damaged.
+    """
     if not sample.container:
         return [_file_bytes(root / name) for name in names]
     place = root / sample.path
     if sample.container == "lmdb":
-        store = LmdbStore(place)
         try:
-            return [store.get(name) for name in names]
-        finally:
-            store.close()
+            with closing(LmdbStore(place)) as store:
+                return [store.get(name) for name in names]
+        except DataError as error:  # as of any other container: it costs this sample
+            raise MediaError(Reason.DECODE_ERROR if place.exists() else Reason.NOT_FOUND, str(error)) from error
     found: dict[str, bytes] = {}
     try:
         if sample.container == "zip":
@@ -122,7 +127,7 @@ def frame_bytes(sample: Sample, root: Path, names: Sequence[str]) -> list[bytes 
                         break
     except FileNotFoundError as error:
         raise MediaError(Reason.NOT_FOUND, f"no such archive {place}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except ARCHIVE_ERRORS as error:
         raise MediaError(Reason.DECODE_ERROR, f"{place} cannot be read: {error}") from error
     return [found.get(name) for name in names]
 

@@ -23,7 +23,7 @@ class LmdbStore:
             raise MissingDependencyError(
                 f"reading {folder} needs the package lmdb: pip install 'fastdetect[train]'"
             ) from error
-        self.folder = folder
+        self.folder, self._error = folder, lmdb.Error
         try:
             # no lock: the folder may be on a read-only or network disk; no readahead: reads are in random order
             self._env: Any = lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False)
@@ -31,9 +31,12 @@ class LmdbStore:
             raise DataError(f"{folder} is not a readable LMDB folder: {error}") from error
 
     def get(self, key: str) -> bytes | None:
-        """The value of a key, None where there is none."""
-        with self._env.begin() as txn:
-            value: bytes | None = txn.get(key.encode())
+        """The value of a key, None where there is none; DataError where the folder is damaged."""
+        try:
+            with self._env.begin() as txn:
+                value: bytes | None = txn.get(key.encode())
+        except self._error as error:
+            raise DataError(f"{self.folder}: {key!r} cannot be read: {error}") from error
         return value
 
     def key_of(self, name: str) -> str | None:

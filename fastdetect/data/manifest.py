@@ -1,7 +1,11 @@
 """One table for every data set: which videos there are, what was done to them, who is in them, where they lie."""
 
 import csv
+import lzma
 import os
+import tarfile
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +27,10 @@ LABELS = {REAL: "real", FAKE: "fake", None: "unlabelled"}
 Split = Literal["train", "val", "test", ""]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Container = Literal["", "zip", "tar", "lmdb"]
+# Of zips and tars that are damaged, encrypted (RuntimeError) or packed in a way that Python cannot read (its subclass).
+ARCHIVE_ERRORS = (
+    OSError, EOFError, KeyError, zipfile.BadZipFile, tarfile.TarError, RuntimeError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 class Sample(BaseModel):

@@ -137,7 +137,9 @@ def main(
     config = model / "config.json"
     stored = json.loads(config.read_text())
     stored["calibration"] = block
-    config.write_text(json.dumps(stored, indent=2) + "\n")
+    partial = config.with_name("config.json.partial")
+    partial.write_text(json.dumps(stored, indent=2) + "\n")
+    partial.replace(config)  # at once: without it the model is lost
     console = Console()
     console.print_json(json.dumps({k: v for k, v in block.items() if k != "method_notes"}))
     for target, rate in block["checked"]["rates"].items():

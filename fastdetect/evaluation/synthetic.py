@@ -35,7 +35,7 @@ def score_fakes(clips: Sequence[FaceClip], engine: Engine, kind: str, *, seed: i
         clips: real persons' faces; the donor of a swap is that other identity's clip whose faces stand most alike.
         engine: the model.
         kind: one of `MADE`.
-        seed: of everything drawn; a clip's fake does not depend on which clips are beside it, but for its donor.
+        seed: of everything drawn, together with a clip's place among them.
     """
     weights = tuple(float(name == kind) for name in KINDS)
     config = ClipForgeryConfig(ForgeryConfig(kinds=weights))

@@ -16,6 +16,7 @@ from fastdetect.ops import patch_residual
 
 # Rows of one pass of the model: under 64 small matrices dominate, over it activations leave the CPU's caches.
 ROWS = {"cpu": 64, "cuda": 2048}
+ATOMIC = ("cuda",)  # where index_add_ adds in any order: several values for one patch would differ from run to run
 
 PROTOCOLS = "'blocks16', 'complementary-K' or 'sparse-K' with K >= 2, such as 'complementary-4'"
 
@@ -142,13 +143,25 @@ def inpaint(
     for masks in layout.passes(selected):
         for chunk in masks.split(folded):
             pred, ids = model.predict(images, chunk)
-            total.index_add_(1, ids.flatten(), pred.flatten(1, 2).to(total.dtype))
+            _add(total, ids, pred.to(total.dtype))
     if protocol.startswith("sparse"):
         total /= layout.blocks - 1
     covered = ((layout.block_of >= 0) & selected[layout.block_of]).to(images.device)
     residual, scores = patch_residual(total[None], images, covered[None], patch_size=config.patch_size, gain=gain)
     filled = torch.where(covered[:, None], total, patches)
     return Inpainted(unpatchify(filled, config.patch_size, config.grid), covered, residual, scores)
+
+
+def _add(
+    total: Tensor,  # (B, L, K)
+    ids: Tensor,  # (N, M) patches, different ones in a pass
+    pred: Tensor,  # (B, N, M, K)
+) -> None:
+    if total.device.type not in ATOMIC:
+        total.index_add_(1, ids.flatten(), pred.flatten(1, 2))
+        return
+    for own, values in zip(ids, pred.unbind(1), strict=True):
+        total.index_add_(1, own, values)
 
 
 def check_blocks(layout: Plan, blocks: Tensor | None) -> Tensor:

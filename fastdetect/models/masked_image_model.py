@@ -216,7 +216,7 @@ class MaskedImageModel(nn.Module):
         """Return the mean squared error of the removed patches (scalar, fp32); arguments as `forward`."""
         pred = self(images, mask)
         config = self.config
-        rows = mask.expand(pred.shape[:2])
+        rows = mask.to(images.device, non_blocking=True).expand(pred.shape[:2])
         return masked_patch_loss(pred, images, rows, patch_size=config.patch_size, norm_pix=config.norm_pix_loss)
 
     def predict(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastdetect.errors import UsageError
 
@@ -29,8 +30,9 @@ def backend() -> str:
 
 
 def by_reference() -> bool:
-    """Whether the reference is forced, or wanted by torch.func (grad, vmap, jvp), which cannot see through our ops."""
-    return backend() == "reference" or torch._C._are_functorch_transforms_active()
+    """Whether the reference is forced, or wanted by torch.func or forward-mode AD, which cannot see through our ops."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transformed or backend() == "reference"
 
 
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
@@ -154,11 +156,14 @@ def traced(*tensors: Tensor | None) -> bool:
 def readable(*tensors: Tensor | None) -> bool:
     """Whether the host may look at the values: on the CPU, seen by no tracer, not batched by torch.vmap."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return all(t.device.type == "cpu" for t in given) and not traced(*given) and not any(map(_batched, given))
+    return all(t.device.type == "cpu" for t in given) and not traced(*given) and not any(map(batched, given))
 
 
-def _batched(tensor: Tensor) -> bool:
+def batched(tensor: Tensor) -> bool:
+    """Whether torch.vmap, or `is_grads_batched` of torch.autograd.grad, stands behind a tensor."""
     functorch = torch._C._functorch
+    if functorch.is_legacy_batchedtensor(tensor):  # is_grads_batched makes these
+        return True
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
             return True

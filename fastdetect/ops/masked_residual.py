@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import fused
+from fastdetect.ops.backend import batched, fused
 
 _INFINITY = float("inf")
 _PRED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -240,8 +240,10 @@ def _backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None
     if mask:  # float16 holds mask * (pred - t), for 2 / (K * sum(mask)) is under its smallest numbers
         upstream = upstream * (2 / grad.shape[-1])
         upstream = upstream / mask[0].sum(dtype=torch.float32) if ctx.reduction == "mean" else upstream
-    # In place where nobody sees the saved gradient again: not under retain_graph, not while a compiler traces.
-    if type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph():
+    # In place where nobody sees the saved gradient again: not under retain_graph, not while a compiler traces, not for
+    # many upstream gradients at once.
+    once = type(grad) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    if once and not batched(upstream):
         _scale_rows(grad, upstream.contiguous())
     else:
         grad = (grad * upstream[..., None]).to(grad.dtype)

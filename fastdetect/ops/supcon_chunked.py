@@ -170,7 +170,7 @@ def _class_sums(p: Problem, weight: Tensor | None = None) -> Tensor:
         unique, number = number.unique(return_inverse=True)
         classes = len(unique)
     values = samples if weight is None else torch.cat([samples, samples * weight[:, None]], dim=1)
-    sums = samples.new_zeros(classes, values.shape[1]).index_add_(0, number, values)
+    sums = _added(samples.new_zeros(classes, values.shape[1]), number, values)
     return sums[number if p.columns is None else number[p.offset : p.offset + len(p.z)]]
 
 
@@ -294,7 +294,10 @@ def fused_grad(p: Problem, grad: Tensor) -> Tensor:  # (N, D)
     flow = (grad - (grad * unit).sum(dim=1, keepdim=True) * unit) / length
     flow = torch.where((p.index_a < 0)[:, None], 0, flow)
     shares = torch.cat([w * flow, torch.where((p.index_b < 0)[:, None], 0, (1 - w) * flow)])
-    # Sorted sums on CUDA (index_add_ would use atomics there), one thread on the CPU: both deterministic.
-    index, out = torch.cat([a, b]), torch.zeros_like(every)
-    out = out.index_put_((index,), shares, accumulate=True) if out.is_cuda else out.index_add_(0, index, shares)
+    out = _added(torch.zeros_like(every), torch.cat([a, b]), shares)
     return out[p.offset : p.offset + len(p.z)]
+
+
+def _added(out: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """out[index] += rows, in place: sorted sums on CUDA, where index_add_ uses atomics, one thread on the CPU."""
+    return out.index_put_((index,), rows, accumulate=True) if out.is_cuda else out.index_add_(0, index, rows)

@@ -95,7 +95,7 @@ def supcon_margin_loss(
         _check_fused(fused_negatives, z)
     if group is not None and (positives is not None or by_reference()):
         raise UsageError(
-            "group: works with labels and FASTDETECT_BACKEND=auto only, not under torch.func; got "
+            "group: works with labels and FASTDETECT_BACKEND=auto only, not under torch.func or forward-mode AD; got "
             + ("positives, of which a rank sees its own rows only" if positives is not None else "the reference")
         )
     with no_autocast(z.device.type):

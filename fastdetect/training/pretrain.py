@@ -131,7 +131,7 @@ def draw_masks(
 def validate(model: MaskedImageModel, images: Tensor, ratio: float) -> float:
     """Return the loss on held-out persons' faces under always the same masks."""
     model.eval()
-    mask = model.random_mask(len(images), ratio, torch.Generator().manual_seed(0)).to(images.device)
+    mask = model.random_mask(len(images), ratio, torch.Generator().manual_seed(0))
     return float(model.loss(images, mask))
 
 
@@ -175,7 +175,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
             seeds = [batch_seed(config.seed + 1, part) for part in deal.own(step, number)]
             parts = zip(landmarks.split(deal.each), seeds, strict=True)
             mask = torch.cat([draw_masks(model, config, part, seed, kind) for part, seed in parts])
-            return images.to(ranks.device, non_blocking=True).float(), mask.to(ranks.device)
+            return images.to(ranks.device, non_blocking=True).float(), mask  # on the CPU, where looking at it is free
 
         def show(average: MaskedImageModel, log: RunLog, step: int) -> None:
             masks = draw_masks(model, config, points[:_SHOWN], 0)

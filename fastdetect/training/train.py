@@ -140,10 +140,10 @@ def _from_pack(
     folder: Path, config: TrainConfig, model: TwoBranchDetector, deal: Deal, budget: Budget, ranks: Ranks
 ) -> tuple[Make, Measure]:
     pack, size = FacePack.load(folder), config.detector.image_size
-    redraw = Redrawer(copy.deepcopy(model.mim).cpu()) if config.redraw and (config.mim or config.init) else None
+    device = torch.device("cpu") if config.workers or config.pieces else ranks.device
+    redraw = Redrawer(copy.deepcopy(model.mim).to(device)) if config.redraw and (config.mim or config.init) else None
     source = PairSource(
-        pack, "train", size, device=ranks.device if not config.workers else "cpu", redraw=redraw, shares=config.shares,
-        h264=config.h264,
+        pack, "train", size, device=device, redraw=redraw, shares=config.shares, h264=config.h264
     )  # fmt: skip
     held_out = PairSource(pack, "val", size, device=ranks.device)
 

@@ -279,6 +279,14 @@ def test_wilddeepfake_archives_and_unpacked(tmp_path: Path) -> None:
     (root / "fake_test" / "5.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"(?s)5\.tar.*download"):
         read(root)
+    with tarfile.open(root / "fake_test" / "5.tar", "w") as tar:
+        for frame in "abc":
+            tar.addfile(tarfile.TarInfo(f"5/fake/1/{frame}.png"))
+    data = bytearray((root / "fake_test" / "5.tar").read_bytes())
+    data[2 * 512 + 20] ^= 1
+    (root / "fake_test" / "5.tar").write_bytes(data)
+    with pytest.raises(DataError, match=r"5\.tar is not a readable tar: a damaged header at byte 1024"):
+        read(root)
     (root / "fake_test" / "5.tar").unlink()
     touch(root, "real_train/8/fake/3/0.png")
     with pytest.raises(DataError, match="says fake"):

@@ -1,6 +1,7 @@
 """`fastdetect evaluate` and `fastdetect calibrate` from end to end, on clips made here and a small real model."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -259,6 +260,15 @@ def test_calibrate_fits_checks_and_stores(
     (model / "config.json").write_text(before)
     with pytest.raises(UsageError, match="share a split"):
         calibrate.main(pack, model, splits="val,test", check="test")
+    monkeypatch.setattr(Path, "write_text", _full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        calibrate.main(pack, model, splits="val")
+    assert (model / "config.json").read_text() == before
+
+
+def _full_disk(path: Path, text: str) -> int:
+    path.write_bytes(text[:10].encode())
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _whatever_the_slope(fit):

@@ -43,16 +43,9 @@ def rows(z: Tensor) -> tuple:
 def mine(kernels: ctypes.CDLL, z: Tensor, labels: Tensor, center: Tensor, rho: float, capacity: int) -> tuple:
     index, similarity = torch.full((capacity,), -7), torch.full((len(z),), torch.nan)
     state = torch.full((4,), -7)
-    kernels.mine(
-        *rows(z),
-        p(labels),
-        p(center),
-        ctypes.c_double(rho),
-        ctypes.c_int64(capacity),
-        p(similarity),
-        p(index),
-        p(state),
-    )
+    arguments = (p(labels), p(center), ctypes.c_double(rho), ctypes.c_int64(capacity), p(similarity), p(index))
+    kernels.mine.restype = ctypes.c_bool
+    assert kernels.mine(*rows(z), *arguments, p(state))
     return index, similarity, state
 
 
@@ -131,6 +124,15 @@ def test_selection(kernels: ctypes.CDLL, n: int, reals: float, distinct: int, rh
     labels, center = (torch.rand(n) >= reals).long(), torch.tensor([1.0, 0.0])
     got = mine(kernels, z, labels, center, rho, n)
     for a, b in zip(got, torch.ops.fastdetect_cpu.mine(z, labels, center, rho, n), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("n", "rho", "capacity"), [(40, 0.0, 0), (40, 1.0, 0), (0, 1.0, 0), (0, 1.0, 3)])
+def test_no_rows_or_no_room(kernels: ctypes.CDLL, n: int, rho: float, capacity: int) -> None:
+    """Memory of no bytes is not cleared: a CUDA graph refuses such a node."""
+    z, labels, center = batch(40, 16)
+    got = mine(kernels, z[:n], labels[:n], center, rho, capacity)
+    for a, b in zip(got, torch.ops.fastdetect_cpu.mine(z[:n], labels[:n], center, rho, capacity), strict=True):
         assert torch.equal(a, b)
 
 

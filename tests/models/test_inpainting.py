@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
+from fastdetect.models import inpainting
 from fastdetect.models.inpainting import draw_blocks, inpaint, plan
 from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig, patchify, unpatchify
 from fastdetect.ops import patch_residual
@@ -82,6 +83,23 @@ def test_inpaint_is_the_passes_one_by_one(model, images, protocol: str) -> None:
     scores = patchify(predicted - images, 4).square().mean(-1)
     torch.testing.assert_close(out.patch_scores, scores, rtol=0, atol=1e-12)
     assert out.residual.abs().max() == 1  # the clamp is reached
+
+
+@pytest.mark.parametrize("protocol", ["complementary-4", "sparse-4"])
+def test_no_call_adds_two_values_to_a_patch_where_their_order_is_any(
+    model, images, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want, add = inpaint(model, images, protocol=protocol), Tensor.index_add_
+
+    def checked(total: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        assert len(index.unique()) == len(index)
+        return add(total, dim, index, source)
+
+    monkeypatch.setattr(inpainting, "ATOMIC", ("cpu",))
+    monkeypatch.setattr(Tensor, "index_add_", checked)
+    made = inpaint(model, images, protocol=protocol)
+    assert torch.equal(made.residual, want.residual)
+    assert torch.equal(made.patch_scores, want.patch_scores)
 
 
 def test_residual_with_every_patch_masked_is_the_clamped_difference(model, images) -> None:

@@ -69,6 +69,15 @@ def test_shared_mask_is_the_same_as_one_per_sample(model: MaskedImageModel, imag
     torch.testing.assert_close(model.loss(images, mask), model.loss(images, mask.repeat(3, 1)))
 
 
+def test_the_mask_may_stay_on_the_cpu() -> None:
+    """Where looking at it waits for no device; "meta" stands for a GPU."""
+    model, images = MaskedImageModel(TINY).to("meta"), torch.empty(3, 3, 24, 40, device="meta")
+    for batch in (3, None):
+        mask = model.random_mask(batch, 0.6)
+        assert model(images, mask).device.type == "meta"
+        assert model.loss(images, mask).device.type == "meta"
+
+
 def test_predict_decodes_the_removed_patches_of_every_mask(model: MaskedImageModel, images: Tensor) -> None:
     masks = model.random_mask(4, 0.4, torch.Generator().manual_seed(4))
     pred, ids = model.predict(images, masks)

@@ -61,7 +61,7 @@ def main(store: str, rank: int) -> None:
     for reduction in ("mean", "none"):
         with pytest.raises(ShapeError, match="labels: got -1, want at least 0"):
             supcon_margin_loss(z[own], wrong, group=group, reduction=reduction)
-    with pytest.raises(UsageError, match=r"group: .* not under torch.func; got the reference"):
+    with pytest.raises(UsageError, match=r"group: .* not under torch.func or forward-mode AD; got the reference"):
         torch.func.grad(lambda x: supcon_margin_loss(x, labels[own], group=group))(z[own])
     with pytest.raises(UsageError, match="works with labels"):
         supcon_margin_loss(z, labels, group=group, positives=torch.ones(14, 14) > 0)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fastdetect.errors import UsageError
-from fastdetect.ops import backend, masked_patch_loss, patch_residual
+from fastdetect.ops import backend, masked_patch_loss, patch_residual, supcon_margin_loss
 
 ARGS = (torch.zeros(1, 4, 12), torch.zeros(1, 3, 4, 4), torch.ones(1, 4))
 
@@ -42,6 +43,21 @@ def test_torch_func_takes_the_reference() -> None:
     compiled = torch.compile(torch.func.grad(loss), backend="aot_eager")
     torch.testing.assert_close(compiled(pred[0]), want[0])
     assert backend.fused(ARGS[0], ARGS[1], 12)
+
+
+def test_forward_mode_takes_the_reference() -> None:
+    """Without a rule of their own, ops would drop the tangent and say nothing."""
+    torch.manual_seed(0)
+    pred, tangent = torch.rand_like(ARGS[0]), torch.randn_like(ARGS[0])
+    want = torch.func.jvp(lambda p: masked_patch_loss(p, *ARGS[1:], patch_size=2), (pred,), (tangent,))[1]
+    z, labels = torch.nn.functional.normalize(torch.randn(6, 8), dim=1), torch.tensor([0, 0, 0, 1, 1, 2])
+    dz = torch.randn_like(z)
+    want_z = torch.func.jvp(lambda rows: supcon_margin_loss(rows, labels), (z,), (dz,))[1]
+    with forward_ad.dual_level():
+        loss = masked_patch_loss(forward_ad.make_dual(pred, tangent), *ARGS[1:], patch_size=2)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss).tangent, want)
+        loss = supcon_margin_loss(forward_ad.make_dual(z, dz), labels)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss).tangent, want_z)
 
 
 def test_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,18 @@ def test_backward_twice(device: str) -> None:
     torch.testing.assert_close(tripled, 3 * kept)
 
 
+def test_many_upstream_gradients_at_once(device: str) -> None:
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for, without a graph that is retained."""
+    pred, images, mask = make((2, 3, 16, 16, 8), torch.float32, torch.float32, device)
+    pred.requires_grad_()
+    options = {"patch_size": 8, "reduction": "none"}
+    basis = torch.eye(8, device=device).view(8, 2, 4)
+    loss = masked_patch_loss(pred, images, mask, **options)
+    want = [torch.autograd.grad(loss, pred, one, retain_graph=True)[0] for one in basis]
+    (got,) = torch.autograd.grad(loss, pred, basis, is_grads_batched=True)
+    torch.testing.assert_close(got, torch.stack(want))
+
+
 def test_gradients_of_two_losses_add(device: str) -> None:
     pred, images, mask = make((2, 3, 16, 16, 8), torch.float32, torch.float32, device)
     pred.requires_grad_()

@@ -9,20 +9,23 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from fastdetect import config as configuration
+from fastdetect.data import face_pack
 from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
-from fastdetect.data.pairs import PairSource
+from fastdetect.data.pairs import Deal, PairSource
 from fastdetect.errors import DataError, UsageError
 from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.training import pretrain, train
 from fastdetect.training.cpu import depthwise, depthwise_in_float32
+from fastdetect.training.distributed import Ranks
 from fastdetect.training.loop import Budget, cosine
 
 SMALL = {
@@ -54,6 +57,15 @@ def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
     assert (np.abs(faces.landmarks.mean(1) - 128) < 40).all()
     with pytest.raises(DataError, match="no 'test' faces"):
         faces.where("test")
+
+
+def test_pictures_without_a_face_are_counted_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    portrait = pytest.importorskip("skimage.data").astronaut()[:300, 100:400]
+    cv2.imwrite(str(tmp_path / "a.png"), portrait[..., ::-1])
+    cv2.imwrite(str(tmp_path / "no body here.png"), np.full((64, 64, 3), 90, np.uint8))
+    (tmp_path / "index.csv").write_text("file,label,suggested_split\na.png,real,train\nno body here.png,real,train\n")
+    assert face_pack.main([tmp_path / "index.csv"], tmp_path / "pack") == 0
+    assert "1 pictures without a face" in capsys.readouterr().out
 
 
 def test_missing_file_or_pack_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -408,6 +420,25 @@ def test_marginal_fakes_are_eight_a_group_of_what_the_loss_sees(
         pairs=32, **more,
     )  # fmt: skip
     assert train.Objective(TwoBranchDetector(config.detector), config).contrast.n_hard == 8 * groups
+
+
+@pytest.mark.parametrize(
+    ("more", "where"), [({}, "cpu"), ({"workers": 0}, "meta"), ({"workers": 0, "pieces": Path("pieces")}, "cpu")]
+)
+def test_faces_are_drawn_again_where_the_fakes_are_made(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, object], where: str
+) -> None:
+    """Workers and kept pieces are the CPU's; "meta" stands for a GPU."""
+    monkeypatch.chdir(tmp_path)
+    config = train.TrainConfig(
+        pack=pack, output=tmp_path, detector=DetectorConfig.model_validate(SMALL), mim=tmp_path, steps=1, **more
+    )
+    model = TwoBranchDetector(config.detector)
+    ranks = Ranks(0, 1, torch.device("meta"))
+    make, _ = train._from_pack(pack, config, model, Deal(config.pairs), Budget(1, None), ranks)
+    source = make.make.source if config.pieces else make.source
+    assert source.device.type == where
+    assert {p.device.type for p in source.redraw.mim.parameters()} == {where}
 
 
 def test_map_loss_is_refused_where_there_are_no_cells_or_no_masks(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fastdetect.data.layouts.base import (
     split_of,
     walk,
 )
+from fastdetect.data.manifest import ARCHIVE_ERRORS
 from fastdetect.errors import DataError
 
 DATASET, PREVIEW = "DFDC", "DFDCP"
@@ -119,7 +120,7 @@ def _read_zip(path: Path, reading: Reading, extracted: set[str]) -> None:
                 reading.warn(f"{path} is left out: it has no metadata.json")
                 return
             facts = _json(path, archive.read(table))
-    except (OSError, zipfile.BadZipFile) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{path} is not a readable zip: {error}; download it again") from error
     members = {PurePosixPath(n).name: n for n in names if is_video(Path(n))}
     missing = 0

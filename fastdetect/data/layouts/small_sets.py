@@ -21,6 +21,7 @@ from fastdetect.data.layouts.base import (
     uadfv_persons,
 )
 from fastdetect.data.layouts.faceforensics import DATASET as FFPP
+from fastdetect.data.manifest import ARCHIVE_ERRORS
 from fastdetect.errors import DataError
 
 
@@ -137,7 +138,11 @@ def _sequences(archive: Path) -> dict[str, tuple[str, ...]]:
                 path = PurePosixPath(member.name)
                 if member.isfile() and is_image(Path(path.name)) and not path.name.startswith("."):
                     found.setdefault(str(path.parent), []).append(member.name)
-    except (OSError, tarfile.TarError, EOFError) as error:
+            if tar.fileobj is not None:  # tarfile takes a damaged header for the end
+                tar.fileobj.seek(tar.offset)
+                if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"a damaged header at byte {tar.offset}")
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive} is not a readable tar: {error}; download it again") from error
     return {name: tuple(sorted(frames, key=natural)) for name, frames in found.items()}
 

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -162,15 +163,19 @@ T atomicMax(T* p, T value) {
 }
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+inline cudaError_t cuda_error = cudaSuccess;
 struct cudaFuncAttributes {};
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(cuda_error, cudaSuccess); }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
   return cudaSuccess;
 }
-inline void cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) { memset(p, value, bytes); }
+inline void cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  if (!bytes) cuda_error = cudaErrorInvalidValue;  // as in a graph's capture
+  memset(p, value, bytes);
+}
 
 namespace fastdetect::cuda {
 

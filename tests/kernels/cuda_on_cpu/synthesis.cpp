@@ -7,11 +7,11 @@ using namespace fastdetect;
 
 extern "C" {
 
-void mine(const void* z, int dtype, int64_t n, int64_t d, int64_t stride, const int64_t* labels, const float* center,
+bool mine(const void* z, int dtype, int64_t n, int64_t d, int64_t stride, const int64_t* labels, const float* center,
           double rho, int64_t capacity, float* similarity, int64_t* index, MineState* state) {
   std::vector<uint32_t> workspace(cuda::mine_workspace(n), 0xDEADBEEF);
-  cuda::mine({{z, Dtype(dtype), n, d, stride}, labels, center, rho, capacity, similarity, index, state},
-             workspace.data(), nullptr);
+  return cuda::mine({{z, Dtype(dtype), n, d, stride}, labels, center, rho, capacity, similarity, index, state},
+                    workspace.data(), nullptr) == nullptr;
 }
 
 void synthesize(const void* z, int dtype, int64_t n, int64_t d, int64_t stride, const float* center,
