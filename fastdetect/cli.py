@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdetect import __version__
-from fastdetect.errors import FastdetectError, UsageError
+from fastdetect.errors import FastdetectError, MissingDependencyError, UsageError
 from fastdetect.process import patient, stoppable
 
 app = typer.Typer(
@@ -580,4 +580,6 @@ def main() -> None:
             if _shown["traceback"]:
                 raise
             typer.echo(f"fastdetect: {error}", err=True)
-            sys.exit(2 if isinstance(error, UsageError) else 3)
+            sys.exit(2 if isinstance(error, UsageError | MissingDependencyError) else 3)
+        finally:
+            sys.stdout.flush()  # nobody closes it: what a pipe or a file was to get would be lost
