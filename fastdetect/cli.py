@@ -448,7 +448,7 @@ def pack(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pack goes.")],
     splits: Annotated[str, typer.Option(help="Rows of other splits stay out.")] = "train,val,test",
     compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
-    per_video: Annotated[int, typer.Option(help="Frames of each video.")] = 24,
+    per_video: Annotated[int, typer.Option(min=1, help="Frames of each video.")] = 24,
 ) -> None:
     """Cut the faces of a data set into one folder of arrays, as training reads them."""
     from fastdetect.data.face_pack import main as run
@@ -508,8 +508,8 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Open no file: names, labels and splits only.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Open files that were opened before, too.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Every problem, one a line.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of wall time per file.")] = 120.0,
 ) -> None:
     """Look for files that are missing or broken, wrong labels, and videos or persons in two splits.
 
@@ -550,8 +550,8 @@ def extract(
     split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Of the fakes, only these methods.")] = None,
     compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of wall time per file.")] = 120.0,
 ) -> None:
     """Cut the faces out with screening's sampling, detector, tracker and crop.
 
