@@ -297,7 +297,7 @@ def evaluate(
     """Measure a model: AUC per manipulation with intervals, error rates, calibration, robustness; and a report.
 
     Exit code: 0; 2 where an option cannot be used or the output not be written to, before anything is measured; 3 where
-    a file could not be decoded, or too few for any figure.
+    the data cannot be read, a file could not be decoded, or too few for any figure.
     """
     from fastdetect.evaluation.protocol import main as run
 
