@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdetect import __version__
-from fastdetect.errors import FastdetectError, UsageError
+from fastdetect.errors import FastdetectError, MissingDependencyError, UsageError
 from fastdetect.process import hold_standard_streams, patient, stoppable
 
 app = typer.Typer(
@@ -297,7 +297,7 @@ def evaluate(
     """Measure a model: AUC per manipulation with intervals, error rates, calibration, robustness; and a report.
 
     Exit code: 0; 2 where an option cannot be used or the output not be written to, before anything is measured; 3 where
-    a file could not be decoded, or too few for any figure.
+    the data cannot be read, a file could not be decoded, or too few for any figure.
     """
     from fastdetect.evaluation.protocol import main as run
 
@@ -448,7 +448,7 @@ def pack(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pack goes.")],
     splits: Annotated[str, typer.Option(help="Rows of other splits stay out.")] = "train,val,test",
     compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
-    per_video: Annotated[int, typer.Option(help="Frames of each video.")] = 24,
+    per_video: Annotated[int, typer.Option(min=1, help="Frames of each video.")] = 24,
 ) -> None:
     """Cut the faces of a data set into one folder of arrays, as training reads them."""
     from fastdetect.data.face_pack import main as run
@@ -508,8 +508,8 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Open no file: names, labels and splits only.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Open files that were opened before, too.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Every problem, one a line.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of wall time per file.")] = 120.0,
 ) -> None:
     """Look for files that are missing or broken, wrong labels, and videos or persons in two splits.
 
@@ -550,8 +550,8 @@ def extract(
     split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Of the fakes, only these methods.")] = None,
     compression: Annotated[list[str] | None, typer.Option(help="Only these compressions.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes. [one per core]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of wall time per file.")] = 120.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of wall time per file.")] = 120.0,
 ) -> None:
     """Cut the faces out with screening's sampling, detector, tracker and crop.
 
@@ -581,4 +581,6 @@ def main() -> None:
             if _shown["traceback"]:
                 raise
             typer.echo(f"fastdetect: {error}", err=True)
-            sys.exit(2 if isinstance(error, UsageError) else 3)
+            sys.exit(2 if isinstance(error, UsageError | MissingDependencyError) else 3)
+        finally:
+            sys.stdout.flush()  # nobody closes it: what a pipe or a file was to get would be lost

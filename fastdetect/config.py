@@ -48,6 +48,12 @@ def load(
         where = ".".join(map(str, first["loc"])) or "configuration"
         if first["type"] == "extra_forbidden":
             raise UsageError(f"{where}: no such key{_advice(kind, [str(part) for part in first['loc']])}") from error
+        if first["type"] == "missing":
+            raise UsageError(
+                f"{where}: not given; wanted --{where}, --set {where}=... or a --config with it"
+            ) from error
+        if first["type"] == "value_error":  # of our own: it says what was got
+            raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
         raise UsageError(f"{where}: {first['msg']}, got {first['input']!r}") from error
 
 

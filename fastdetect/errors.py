@@ -16,7 +16,7 @@ class ShapeError(FastdetectError, ValueError):
 
 
 class MissingDependencyError(FastdetectError, ImportError):
-    """An optional package is needed; the message names the extra that installs it."""
+    """An optional package is needed; the message names the extra that installs it (exit code 2)."""
 
 
 class CheckpointError(FastdetectError):

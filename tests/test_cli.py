@@ -1,6 +1,8 @@
 """The command line as a user meets it: help, errors, exit codes."""
 
+import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from typer.testing import CliRunner
 
 import fastdetect
 from fastdetect.cli import app, main
-from fastdetect.errors import CheckpointError
+from fastdetect.errors import CheckpointError, MissingDependencyError, UsageError
+from fastdetect.models.folder import find_folder
 
 VERBS = ("screen", "demo", "doctor", "pretrain", "train", "evaluate")
 SCREEN = """
@@ -73,6 +76,14 @@ def test_version() -> None:
         (["screen", "x.mp4", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["screen", "x.mp4", "--shard", "3/2"], "--shard"),
         (["screen", "x.mp4", "--fpr-suspicious", "0.001"], "fpr_manipulated"),
+        (["screen", "x.mp4", "--sample", "every:2"], "sample: cannot read"),  # and not "Value error, ... got 'every:2'"
+        (["screen", ""], "'' names no file"),  # an unset variable, not the working folder
+        (["screen", "-"], "'-' names no file"),
+        (["screen", "x.mp4", "--model", "."], "no config.json"),
+        (["pretrain"], "--output"),
+        (["train", "-o", "run"], "configuration: give a pack"),
+        (["models", "average", ".", "--start", "0.1", "-o", "mean"], "no config.json"),
+        (["evaluate", "--set", "index=5"], "index"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(
@@ -113,3 +124,27 @@ def test_a_model_that_is_not_there_is_exit_code_2_without_a_traceback(
     monkeypatch.setattr(sys, "argv", ["fastdetect", "--debug", *args])
     with pytest.raises(CheckpointError):
         main()
+
+
+def test_what_is_printed_reaches_a_pipe() -> None:
+    answer = json.loads(call("doctor", "--json").stdout)
+    assert answer["fastdetect"] == fastdetect.__version__
+    assert [line for line in call("bench", "list").stdout.splitlines() if "supcon" in line]
+
+
+def test_a_run_folder_is_told_from_the_model_in_it(tmp_path: Path) -> None:
+    shutil.copytree(find_folder("fastdetect-small"), tmp_path / "run" / "model")
+    with pytest.raises(UsageError, match=r"did you mean .*run/model\?"):
+        find_folder(tmp_path / "run")
+    assert find_folder(tmp_path / "run" / "model") == tmp_path / "run" / "model"
+
+
+def test_a_package_that_is_not_there_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_args: object, **_options: object) -> int:
+        raise MissingDependencyError("pip install 'fastdetect[redraw]'")
+
+    monkeypatch.setattr("fastdetect.data.neural_redraw.main", absent)
+    monkeypatch.setattr(sys, "argv", ["fastdetect", "data", "redraw", "pack"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2

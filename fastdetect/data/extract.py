@@ -201,11 +201,7 @@ class FaceStore:
         if self.path.exists():
             if not resume:
                 raise UsageError(f"{self.path} is there already; --resume goes on with it, or give another --output")
-            before = known.read_text("utf-8") if known.is_file() else ""
-            if before != told:
-                raise UsageError(
-                    f"--resume: {known} says {' '.join(before.split())}, this run {' '.join(told.split())}"
-                )
+            self._check_settings(known)
         known.write_text(told, "utf-8")
         self._file = self.path.open("ab")
         try:
@@ -221,6 +217,16 @@ class FaceStore:
         self.sink = (
             TarSink(folder, settings.shard_mb * 10**6, ends) if settings.layout == "shards" else FolderSink(folder)
         )
+
+    def _check_settings(self, known: Path) -> None:
+        try:
+            before: dict[str, Any] = json.loads(known.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--resume: {known} cannot be read ({error}); give another --output") from error
+        now = asdict(self.settings)
+        differ = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now.get(key)]
+        if differ:
+            raise UsageError(f"--resume: the faces in {self.folder} were cut differently: {'; '.join(differ)}")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         lines: dict[str, dict[str, Any]] = {}

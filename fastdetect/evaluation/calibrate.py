@@ -43,7 +43,7 @@ def clip_scores(
     groups = [rows[pack.clip[rows] == clip] for clip in np.unique(pack.clip[rows])]
     groups = [group for group in groups if len(group) >= min_faces]
     if not groups:
-        raise DataError(f"no clip of the splits {splits} has {min_faces} faces; calibration needs clips")
+        raise DataError(f"no clip of the splits {', '.join(splits)} has {min_faces} faces; calibration needs clips")
     landmarks, identity = torch.from_numpy(pack.landmarks), torch.from_numpy(pack.identity)
     held = torch.from_numpy(rows)
     donors = choose_donors(landmarks[held], identity[held], torch.Generator().manual_seed(seed))

@@ -60,10 +60,14 @@ def find_folder(name: str | Path) -> Path:
     `owner/name@revision` is the Hub's model at a branch, tag or commit; without, at its main branch.
 
     Raises:
-        NoSuchModelError: none of the three; the message lists the shipped names.
+        NoSuchModelError: none of the three, or a folder without `config.json`; the message says what there is.
     """
     path = Path(name)
     if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            inside = path / "model"
+            advice = f"did you mean {inside}?" if (inside / CONFIG_FILE).is_file() else "give a model folder"
+            raise NoSuchModelError(f"{path} is no model folder: it holds no {CONFIG_FILE}; {advice}")
         return path
     text = str(name)
     if text in shipped_models():

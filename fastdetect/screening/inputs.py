@@ -105,6 +105,8 @@ def _told(beside: _Beside, files: Collection[Path]) -> list[str]:
 
 
 def _expand(text: str, beside: _Beside, base: Path | None = None) -> Iterator[InputFile]:
+    if text in ("", "-"):  # an unset shell variable must not be the whole working folder
+        raise UsageError(f"{text!r} names no file; wanted files, folders, globs or @list.txt (a file called -: ./-)")
     if "://" in text:
         raise UsageError(f"{text}: only local files can be screened; download it first")
     if "\0" in text:

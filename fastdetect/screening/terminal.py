@@ -152,7 +152,7 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("why", overflow="fold")
     for row in rows:
         name = outcome(row)
-        why = row.message if name == "failed" and row.message else reason_text(row)
+        why = (name == "failed" and row.message) or reason_text(row) or row.message
         table.add_row(
             Text(name, style=STYLES[name]),
             score_text(row.score),

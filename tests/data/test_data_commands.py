@@ -90,6 +90,11 @@ def test_index_csv_for_pack_and_evaluate_and_errors_as_usage(ff: Path, tmp_path:
     assert code == 0
     again = read_manifest(tmp_path / "again.parquet")
     assert {(s.label, s.split) for s in again} == {(0, "train"), (1, "train"), (0, "test"), (1, "test")}
+    with pytest.raises(UsageError, match=r"ends in \.parquet .* or \.csv"):
+        run("index", ff, "-o", tmp_path / "index.xls")  # no reader would know it
+    assert not (tmp_path / "index.xls").exists()
+    for words in (("verify", "again.parquet", "--workers", 0), ("extract", "again.parquet", "-o", "f", "--timeout", 0)):
+        assert run(*words)[0] == 2  # and not the default instead
     pairs = {s.pair for s in again if s.label == 1}
     assert pairs <= {s.pair for s in again if s.label == 0}
     with pytest.raises(UsageError, match="cannot count by speed"):

@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_to_the_same_result(whole: Path, data: Manifest, tm
     tmp_path.joinpath("faces-000000.tar").write_bytes(shard[: told[first]["end"] + 700])
     with pytest.raises(UsageError, match="--resume goes on"):
         extract(data, tmp_path, SETTINGS)
-    with pytest.raises(UsageError, match=r"size.*64.*size.*32"):
+    with pytest.raises(UsageError, match=r"differently: size was 64, is 32$"):
         extract(data, tmp_path, ExtractSettings(sample="uniform:3", size=32), resume=True)
     assert extract(data, tmp_path, SETTINGS, resume=True, workers=1) == (11, 1, 2)
     assert members(tmp_path) == members(whole)

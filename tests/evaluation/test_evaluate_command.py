@@ -260,6 +260,8 @@ def test_calibrate_fits_checks_and_stores(
     (model / "config.json").write_text(before)
     with pytest.raises(UsageError, match="share a split"):
         calibrate.main(pack, model, splits="val,test", check="test")
+    with pytest.raises(DataError, match="no clip of the splits none, such has"):
+        calibrate.main(pack, model, splits="none,such")
     monkeypatch.setattr(Path, "write_text", _full_disk)
     with pytest.raises(OSError, match="No space left"):
         calibrate.main(pack, model, splits="val")

@@ -91,6 +91,11 @@ def test_names_are_not_markup_and_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in text
 
 
+def test_an_inconclusive_file_without_a_reason_shows_its_message() -> None:
+    row = make_row("a.mp4", 0.5).model_copy(update={"verdict": "inconclusive", "score": None, "message": "no scale"})
+    assert "no scale" in summary([row])
+
+
 def test_an_empty_and_an_interrupted_run_are_said() -> None:
     text = summary([], interrupted=True, stage_seconds={}, videos_per_hour=None, media_s_per_s=None)
     assert "--resume" in text

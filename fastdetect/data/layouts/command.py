@@ -40,6 +40,8 @@ def main(
     **options: Any,
 ) -> int:
     """Run `fastdetect data index`; returns the exit code."""
+    if output.suffix.lower() not in (".parquet", ".csv"):
+        raise UsageError(f"--output {output}; wanted a name that ends in .parquet (a manifest) or .csv (an index)")
     if prefer not in ("videos", "frames"):
         raise UsageError(f"--prefer {prefer}; wanted videos or frames")
     labels = read_label_map(label_map) if label_map else {}
