@@ -15,7 +15,7 @@ from fastdetect.data import filters
 from fastdetect.data.augment import degrade, recompress
 from fastdetect.data.face_pack import PACK_MARGIN, FacePack
 from fastdetect.data.forgery import KINDS, Dice, ForgeryConfig, choose_donors, crop_maps, forge
-from fastdetect.errors import UsageError
+from fastdetect.errors import FastdetectError, UsageError
 from fastdetect.faces.crop import MARGIN
 
 
@@ -244,7 +244,14 @@ class Deal:
         return range(first, first + count)
 
 
-class Pieces(IterableDataset[tuple[Tensor, ...]]):
+@dataclass
+class _Failed:
+    """What went wrong in another process, in its own words: torch would put its traceback into the message."""
+
+    error: FastdetectError
+
+
+class Pieces(IterableDataset[tuple[Tensor, ...] | _Failed]):
     """Endless pieces of batches for a DataLoader with `batch_size=None`, the same whatever the number of its workers.
 
     Args:
@@ -256,19 +263,28 @@ class Pieces(IterableDataset[tuple[Tensor, ...]]):
     def __init__(self, make: Callable[[int, int], tuple[Tensor, ...]], deal: Deal, *, start: int) -> None:
         self.make, self.deal, self.start = make, deal, start
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...] | _Failed]:
         info = get_worker_info()
         first, stride = (info.id, info.num_workers) if info else (0, 1)
         number = self.start * self.deal.accumulate + first
         while True:
             step, piece = divmod(number, self.deal.accumulate)
-            parts = [self.make(part, step) for part in self.deal.own(step, piece)]
+            try:
+                parts = [self.make(part, step) for part in self.deal.own(step, piece)]
+            except FastdetectError as error:
+                if not info:
+                    raise
+                yield _Failed(error)
+                return
             yield tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
             number += stride
 
     def loader(self, workers: int) -> Iterator[tuple[Tensor, ...]]:
         """Iterate, in `workers` other processes where that is not 0."""
-        return iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+        for piece in DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None):
+            if isinstance(piece, _Failed):
+                raise piece.error
+            yield piece
 
 
 class PairMaker:

@@ -138,7 +138,13 @@ def run(task: Task, settings: RunSettings, ranks: Ranks, budget: Budget, console
     with RunLog(settings.output, console, **options) if ranks.main else nullcontext() as log:
         if log:
             log.warn(done.step, task.warnings)
-        _train(_Loop(task, settings, ranks, budget, done, log))
+        try:
+            _train(_Loop(task, settings, ranks, budget, done, log))
+        except KeyboardInterrupt:
+            if ranks.main:
+                saved = f"--resume goes on from {file}" if file.is_file() else "no state had been saved yet"
+                console.print(f"stopped at step {done.step}; {saved}", soft_wrap=True, highlight=False)
+            raise
     return done
 
 

@@ -4,11 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fastdetect.data.face_pack import FacePack
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pictures, Pieces, pack_side
+from fastdetect.errors import MediaError
+from fastdetect.reasons import Reason
 from fastdetect.training.pretrain import FaceMaker, held_out_faces
 
 CPU = torch.device("cpu")
@@ -63,6 +66,23 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     for _ in range(4):
         for a, b in zip(next(one), next(two), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_another_process_comes_as_it_is(workers: int) -> None:
+    loader = Pieces(_fails_at_three, Deal(4), start=0).loader(workers)
+    for _ in range(3):
+        next(loader)
+    with pytest.raises(MediaError) as caught:
+        next(loader)
+    assert str(caught.value) == "shard-3.tar ends in the middle"
+    assert caught.value.reason == Reason.DECODE_ERROR
+
+
+def _fails_at_three(number: int, step: int) -> tuple[torch.Tensor]:
+    if number == 3:
+        raise MediaError(Reason.DECODE_ERROR, "shard-3.tar ends in the middle")
+    return (torch.zeros(4),)
 
 
 def test_maps_say_which_cells_were_changed() -> None:

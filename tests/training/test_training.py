@@ -23,7 +23,7 @@ from fastdetect.errors import DataError, UsageError
 from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
-from fastdetect.training import pretrain, train
+from fastdetect.training import pretrain, runner, train
 from fastdetect.training.cpu import depthwise, depthwise_in_float32
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.loop import Budget, cosine
@@ -226,6 +226,24 @@ def test_real_centric_parts_can_be_left_out(pack: Path, mim: Path) -> None:
     }  # fmt: skip
     values = {name: term(**switch) for name, switch in switches.items()}
     assert len({round(v, 6) for v in values.values()}) == 3
+
+
+def test_a_stopped_run_says_how_to_go_on(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps = iter(range(3))
+
+    def stopped(self: runner._Loop, *given: object) -> None:
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        step(self, *given)
+
+    step = runner._Loop.step
+    monkeypatch.setattr(runner._Loop, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(None, options(pack, tmp_path, "residual=false", "steps=9", "save_steps=2"))
+    out, err = capfd.readouterr()
+    assert f"stopped at step 2; --resume goes on from {tmp_path / 'state.pt'}" in out + err
 
 
 def test_training_resumes_at_its_step_and_refuses_another_model(pack: Path, tmp_path: Path) -> None:
