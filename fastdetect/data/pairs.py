@@ -281,10 +281,15 @@ class Pieces(IterableDataset[tuple[Tensor, ...] | _Failed]):
 
     def loader(self, workers: int) -> Iterator[tuple[Tensor, ...]]:
         """Iterate, in `workers` other processes where that is not 0."""
-        for piece in DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None):
-            if isinstance(piece, _Failed):
-                raise piece.error
-            yield piece
+        # made now, not at the first step: a DataLoader draws from torch's random numbers
+        made = iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+        return map(_unless_failed, made)
+
+
+def _unless_failed(piece: tuple[Tensor, ...] | _Failed) -> tuple[Tensor, ...]:
+    if isinstance(piece, _Failed):
+        raise piece.error
+    return piece
 
 
 class PairMaker:
