@@ -149,15 +149,18 @@ def doctor(
     parity: Annotated[
         bool, typer.Option("--parity", help="Screen a portrait with every decoder and engine here, and compare.")
     ] = False,
-    model: Annotated[str, typer.Option(help="Of --parity.")] = "fastdetect-small",
+    model: Annotated[str | None, typer.Option(help="Of --parity. [fastdetect-small]")] = None,
 ) -> None:
     """Say what this machine has, what is missing and what that costs."""
     if parity:
         from fastdetect.screening.parity import run_parity
 
-        raise typer.Exit(run_parity(model=model, clips=clips or []))
-    if clips:
-        raise UsageError(f"doctor takes files with --parity only; got {' '.join(clips)}")
+        if as_json:
+            raise UsageError("--json is of doctor without --parity; leave one of them out")
+        raise typer.Exit(run_parity(model=model or "fastdetect-small", clips=clips or []))
+    if clips or model:
+        got = ([f"--model {model}"] if model else []) + (clips or [])
+        raise UsageError(f"doctor takes files and a model with --parity only; got {' '.join(got)}")
     from fastdetect.screening.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json))
@@ -376,8 +379,8 @@ def export(
         typer.Option(metavar="PATH", help="int8, fp8: real videos and pictures that give the ranges; repeatable."),
     ] = None,
     batch: Annotated[
-        str, typer.Option(help="TensorRT: latency, balanced, throughput, a size, or least,best,most.")
-    ] = "balanced",
+        str | None, typer.Option(help="TensorRT: latency, balanced, throughput, a size, or least,best,most. [balanced]")
+    ] = None,
     gpu: Annotated[str | None, typer.Option(metavar="SM", help="TensorRT-RTX: build for it, such as sm_89.")] = None,
 ) -> None:
     """Write a network for another runtime, with its preprocess contract and calibration inside."""

@@ -84,6 +84,9 @@ def test_version() -> None:
         (["train", "-o", "run"], "configuration: give a pack"),
         (["models", "average", ".", "--start", "0.1", "-o", "mean"], "no config.json"),
         (["evaluate", "--set", "index=5"], "index"),
+        (["doctor", "--model", "fastdetect-small"], "with --parity only; got --model fastdetect-small"),
+        (["doctor", "clip.mp4"], "with --parity only; got clip.mp4"),
+        (["doctor", "--parity", "--json"], "--json is of doctor without --parity"),
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(

@@ -2,15 +2,17 @@
 
 import csv
 import json
+import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fastdetect.errors import DataError
+from fastdetect.data.jobs import Counter
+from fastdetect.errors import DataError, UsageError
 from fastdetect.faces import CenterFaceDetector, Face
 from fastdetect.faces.crop import crop_square
 from fastdetect.video import SamplingPolicy, decode
@@ -170,7 +172,7 @@ def _cut(image: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
     return cv2.resize(patch, (PACK_SIZE, PACK_SIZE), interpolation=how), (face.landmarks - [x, y]) * scale
 
 
-def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int = 24) -> FacePack:
+def build_pack(entries: Sequence[Entry], folder: str | Path, *, per_video: int = 24) -> FacePack:
     """Detect, cut and store the largest face of every image and of `per_video` frames of every video.
 
     Pictures without a face are listed in the folder's `skipped.txt`, one path a line.
@@ -179,27 +181,34 @@ def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int =
         entries: what to pack.
         folder: where to; written at the end, so that a broken run leaves no pack.
         per_video: frames a video, evenly over its length.
+    Raises:
+        UsageError: the folder has a pack already, or cannot be written to.
+        DataError: a file cannot be read, or there is no face in any.
     """
+    folder = Path(folder)
+    _begin(folder)
     detector = CenterFaceDetector(threads=1)
-    images, landmarks, face_px, rows, skipped = [], [], [], [], []
-    for entry in entries:
-        for image, is_portrait in _frames(entry.path, per_video):
-            face = _find(detector, image, is_portrait)
-            if face is None:
-                skipped.append(str(entry.path))
-                continue
-            picture, points = _cut(image, face)
-            images.append(picture)
-            landmarks.append(points)
-            face_px.append(face.side)
-            rows.append(entry)
+    images, landmarks, face_px, skipped = [], [], [], []
+    rows: list[Entry] = []
+    with Counter("packing", len(entries), failed="without a face") as counter:
+        for entry in entries:
+            before = len(rows)
+            for image, is_portrait in _frames(entry.path, per_video):
+                face = _find(detector, image, is_portrait)
+                if face is None:
+                    skipped.append(str(entry.path))
+                    continue
+                picture, points = _cut(image, face)
+                images.append(picture)
+                landmarks.append(points)
+                face_px.append(face.side)
+                rows.append(entry)
+            counter.step(failed=len(rows) == before)
     if not images:
         raise DataError("no face was found in any entry")
     identities = sorted({e.identity for e in rows})
     sources = sorted({e.source for e in rows})
     clips = sorted({e.clip for e in rows})
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "faces.npz",
         landmarks=np.asarray(landmarks, np.float32),
@@ -213,6 +222,18 @@ def build_pack(entries: Iterable[Entry], folder: str | Path, *, per_video: int =
     (folder / "skipped.txt").write_text("\n".join(skipped))
     np.save(folder / "images.npy", np.asarray(images))
     return FacePack.load(folder)
+
+
+def _begin(folder: Path) -> None:
+    """Make the folder before hours of work; refuse one with a pack, whose redrawn faces would be other faces' then."""
+    if (folder / "images.npy").exists():
+        raise UsageError(f"{folder} has a face pack already; give another --output, or delete that folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
 
 
 def main(

@@ -1,6 +1,5 @@
 """Many files through worker processes, with a progress bar: a crash or hang costs the file, never the run."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastdetect.engines.machine import usable_cores
 from fastdetect.video.worker import JobResult, WorkerLimits, WorkerPool
 
 _PLAIN_SECONDS = 10.0  # a log wants to see that the run lives, not every file
@@ -19,15 +19,18 @@ class Counter:
     Args:
         verb: what is done, such as "extracting".
         total, done: files of the run, and of those the ones done before.
+        failed: what a file that gave nothing is called.
     """
 
-    def __init__(self, verb: str, total: int, *, done: int = 0, console: Console | None = None) -> None:
-        self.verb, self.total, self.done, self.failed = verb, total, done, 0
+    def __init__(
+        self, verb: str, total: int, *, done: int = 0, failed: str = "failed", console: Console | None = None
+    ) -> None:
+        self.verb, self.total, self.done, self.failed, self._failed = verb, total, done, 0, failed
         self.console = console or Console(stderr=True)
         self._said = time.monotonic()
         self._bar: Progress | None = None
         if self.console.is_terminal:
-            figures = TextColumn("{task.fields[failed]} failed")
+            figures = TextColumn(f"{{task.fields[failed]}} {failed}")
             self._bar = Progress(
                 TextColumn(verb),
                 BarColumn(),
@@ -60,7 +63,9 @@ class Counter:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        self.console.print(f"{self.verb}: {self.done:,}/{self.total:,} files, {self.failed:,} failed", soft_wrap=True)
+        self.console.print(
+            f"{self.verb}: {self.done:,}/{self.total:,} files, {self.failed:,} {self._failed}", soft_wrap=True
+        )
 
 
 def run_jobs(
@@ -84,7 +89,7 @@ def run_jobs(
     if not count:
         return
     limits = WorkerLimits(timeout_s=timeout, cpu_s=2 * timeout)
-    processes = min(workers or len(os.sched_getaffinity(0)), count)
+    processes = min(workers or usable_cores(), count)
     env = {"OMP_NUM_THREADS": "1"}  # the processes are the parallelism
     with WorkerPool(function, workers=processes, init_args=init_args, limits=limits, env=env) as pool:
         yield from pool.map(jobs)

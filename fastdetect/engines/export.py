@@ -83,7 +83,7 @@ def export_model(
         precision: of weights and activations; heads, residual, scores and the face detector's last convolutions stay
             fp32, and the face detector takes no bf16. int8 and fp8 are for ONNX and
             TensorRT and need ModelOpt; what they do not quantise stays fp32.
-        profile: batch sizes of a TensorRT engine; default 1,16,64.
+        profile: batch sizes of a TensorRT engine; default 1,16,64. Exports to other runtimes take any size.
         gpu: what TensorRT-RTX builds for (`sm_89`); default: the GPU here.
         faces: videos and pictures with faces, whose activations give the ranges of int8 and fp8.
         say: hears each step.
@@ -93,6 +93,8 @@ def export_model(
         UsageError, MissingDependencyError, CheckpointError, EngineError: it cannot be done; nothing is written.
     """
     mode = _quantisation(to, part, precision, faces)
+    if to not in ("tensorrt", "tensorrt-rtx") and (profile or gpu):
+        raise UsageError(f"--batch and --gpu are for --to tensorrt and tensorrt-rtx; got --to {to}: leave them out")
     stored: Any = "fp32" if mode else precision
     facts: dict[str, Any] = {}
     if to == "torch":
@@ -382,7 +384,7 @@ def main(
     *,
     part: str,
     precision: str,
-    batch: str,
+    batch: str | None,
     gpu: str | None,
     faces: Sequence[Path] = (),
 ) -> int:
@@ -396,7 +398,9 @@ def main(
             status.update(text) if console.is_terminal else console.print(text, markup=False)
 
         options: dict[str, Any] = {"part": part, "precision": precision, "faces": faces}
-        files = export_model(model, to, output, **options, profile=Profile.parse(batch), gpu=gpu, say=say)
+        files = export_model(
+            model, to, output, **options, profile=Profile.parse(batch) if batch else None, gpu=gpu, say=say
+        )
     for file in files:
         print(f"{file} ({file.stat().st_size / 2**20:.1f} MiB)")
     return 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastdetect.errors import UsageError
+from fastdetect.errors import ShapeError, UsageError
 
 LIBRARY = Path(__file__).parents[1] / "_ops_cpu.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_ops_cuda.so"
@@ -39,6 +39,13 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
     """Switches autocast off; nothing is entered (10 us) where none is on or the device knows none (meta)."""
     on = device_type != "meta" and torch.is_autocast_enabled(device_type)  # torch 2.11 traces no is_autocast_available
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+
+
+def check_tensors(**given: Tensor) -> None:
+    """Refuse arguments that are no tensors; raises ShapeError."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ShapeError(f"{name}: got {type(value).__name__}, want a torch.Tensor")
 
 
 @functools.cache

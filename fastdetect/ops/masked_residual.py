@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import batched, fused
+from fastdetect.ops.backend import batched, check_tensors, fused
 
 _INFINITY = float("inf")
 _PRED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -53,6 +53,7 @@ def masked_patch_loss(
     """
     if reduction not in ("mean", "sum", "none"):
         raise UsageError(f"reduction: got {reduction!r}, want 'mean', 'sum' or 'none'")
+    check_tensors(pred=pred, images=images, mask=mask)
     length, patches = _check_images(images, patch_size)
     _check("pred", pred, (images.shape[0], patches, length), _PRED_DTYPES, images)
     _check("mask", mask, (images.shape[0], patches), None, images)
@@ -111,6 +112,7 @@ def patch_residual(
         raise UsageError(f"gain: got {gain}, want a finite number")
     if not clamp > 0:
         raise UsageError(f"clamp: got {clamp}, want more than 0")
+    check_tensors(pred=pred, images=images, assignment=assignment)
     length, patches = _check_images(images, patch_size)
     if pred.dim() != 4 or pred.shape[0] == 0:
         raise ShapeError(f"pred: got shape {tuple(pred.shape)}, want [k, B, L, P*P*C] with k of at least 1")

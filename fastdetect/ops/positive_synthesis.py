@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import fused_synthesis, readable, traced
+from fastdetect.ops.backend import check_tensors, fused_synthesis, readable, traced
 from fastdetect.ops.ranks import sum_over_ranks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -122,6 +122,7 @@ def synthesize_positives(
         >>> z_new.shape, index.shape, lam.shape
         (torch.Size([2, 16]), torch.Size([2]), torch.Size([2]))
     """
+    check_tensors(center=center)
     _check(z, labels, center)
     if not 0.0 <= rho <= 1.0:
         raise UsageError(f"rho: got {rho}, want 0 to 1")
@@ -129,8 +130,8 @@ def synthesize_positives(
         raise UsageError(f"lam_max: got {lam_max}, want a finite number from 0")
     if (seed is None) == (lam is None):
         raise UsageError(f"want one of seed and lam: got {'neither' if seed is None else 'both'}")
-    if size is not None and size < 0:
-        raise UsageError(f"size: got {size}, want None or a number from 0")
+    if size is not None and not (hasattr(size, "__index__") and size >= 0):
+        raise UsageError(f"size: got {size!r}, want None or an integer from 0")
     seed, seed_at = _check_seed(seed, z)
     lam = _check_lam(lam, z, size)
     for name, tensor in (("center", center), ("lam", lam)):
@@ -151,6 +152,7 @@ def synthesize_positives(
 
 
 def _check(z: Tensor, labels: Tensor, center: Tensor | None) -> None:
+    check_tensors(z=z, labels=labels, **({} if center is None else {"center": center}))
     if z.dim() != 2 or z.shape[1] == 0:
         raise ShapeError(f"z: got shape {tuple(z.shape)}, want [N, D] with D of at least 1")
     if z.dtype not in _DTYPES:
@@ -178,8 +180,8 @@ def _check_seed(seed: int | Tensor | None, z: Tensor) -> tuple[int, Tensor | Non
                 f"{z.device}"
             )
         return 0, seed.reshape(1)
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UsageError(f"seed: got {seed}, want 0 to 2^63 - 1")
+    if seed is not None and not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+        raise UsageError(f"seed: got {seed!r}, want an integer of 0 to 2^63 - 1")
     return seed or 0, None
 
 
@@ -238,8 +240,12 @@ def _refuse_values(z: Tensor, labels: Tensor, center: Tensor, lam: Tensor | None
                 f"{name}: got length {square[row].sqrt().item():.4g}{where}, want unit length: {first}pass "
                 f"torch.nn.functional.normalize({fix})"
             )
-    if lam is not None and not (lam >= 0).all():
-        raise ShapeError(f"lam: got {lam[(~(lam >= 0)).int().argmax()].item():.4g}, want numbers from 0")
+    if lam is not None and not _usable(lam).all():
+        raise ShapeError(f"lam: got {lam[(~_usable(lam)).int().argmax()].item():.4g}, want finite numbers from 0")
+
+
+def _usable(lam: Tensor) -> Tensor:
+    return (lam >= 0) & (lam < math.inf)
 
 
 def _core(tensor: Tensor) -> Any:
@@ -272,7 +278,7 @@ def _synthesize(
     index, similarity, state = core.mine(rows, labels.to(torch.int64).contiguous(), c, rho, capacity)
     if size is None or z.device.type == "cpu":
         mined, bad, *_ = state.tolist()  # the one wait on CUDA: M is not known before
-        if bad or (lam is not None and not (lam >= 0).all()):
+        if bad or (lam is not None and not _usable(lam).all()):
             _refuse_values(z, labels, center, lam)
             raise ShapeError("z: got rows that are not of unit length: pass torch.nn.functional.normalize(z, dim=-1)")
         index = index if size is not None else index[:mined]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference, supcon_chunked, supcon_cpu
-from fastdetect.ops.backend import by_reference, no_autocast, readable, traced, triton_available
+from fastdetect.ops.backend import by_reference, check_tensors, no_autocast, readable, traced, triton_available
 from fastdetect.ops.hard_negatives import FusedNegatives
 from fastdetect.ops.ranks import by_name, gather_rows
 from fastdetect.ops.supcon_chunked import Problem
@@ -192,6 +192,8 @@ def _check_numbers(temperature: float, margin: float, base_temperature: float | 
 
 
 def _check_tensors(z: Tensor, labels: Tensor, positives: Tensor | None, synthetic: Tensor | None) -> None:
+    given = {"positives": positives, "synthetic": synthetic}
+    check_tensors(z=z, labels=labels, **{name: value for name, value in given.items() if value is not None})
     if z.dim() != 2 or z.shape[0] == 0 or z.shape[1] == 0:
         raise ShapeError(f"z: got shape {tuple(z.shape)}, want [N, D] with N and D of at least 1")
     rows, width = z.shape

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastdetect import config as configuration
 from fastdetect.data.pairs import batch_seed
 from fastdetect.engines.machine import cpu_has_bf16
-from fastdetect.errors import CheckpointError, UsageError
+from fastdetect.errors import UsageError
 from fastdetect.training.cpu import keep_freed_memory
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
@@ -86,9 +86,8 @@ def begin(settings: Settings, ranks: Ranks) -> Settings:
     """Make a run's folder with its `config.yaml`, and return the settings with `precision` decided.
 
     Raises:
-        UsageError: the folder cannot be written to; it has a run and `resume` is off; or `resume`, and that run began
-            with other settings.
-        CheckpointError: `resume`, and there is no state.
+        UsageError: the folder cannot be written to; it has a run and `resume` is off; or `resume`, and there is no
+            state, or that run began with other settings.
     """
     settings = _decided(settings, ranks)
     if not ranks.main:
@@ -109,7 +108,7 @@ def _check_earlier_run(settings: Settings, ranks: Ranks) -> None:
             raise UsageError(f"{file} is there already; --resume goes on with it, or give another --output")
         return
     if not file.is_file():
-        raise CheckpointError(f"--resume: cannot go on from {file}, which is not there; leave --resume out to begin")
+        raise UsageError(f"--resume: cannot go on from {file}, which is not there; leave --resume out to begin")
     before = _decided(configuration.load(type(settings), settings.output / CONFIG), ranks)
     if changed := changes(before, settings):
         raise UsageError(

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +16,7 @@ import torch
 from engine_helpers import SIDE, crops, on_a_full_disk, start_child
 
 from fastdetect.engines import load_engine
+from fastdetect.engines.base import Profile
 from fastdetect.engines.export import (
     _check_parity,
     _hard_activations,
@@ -194,17 +195,19 @@ def test_activations_that_onnx_has_not_in_bf16_are_written_out() -> None:
 
 
 def test_what_cannot_be_exported_is_said_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
-    asked: list[tuple[dict[str, str], type[Exception], str]] = [
+    asked: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"to": "coreml"}, UsageError, "--to onnx"),
         ({"to": "onnx", "part": "tail"}, UsageError, "face-detector"),
         ({"to": "onnx", "precision": "int4"}, UsageError, "bf16"),
+        ({"to": "onnx", "gpu": "sm_89"}, UsageError, "--gpu are for --to tensorrt"),
+        ({"to": "torch", "profile": Profile.parse("8")}, UsageError, "--batch .* are for --to tensorrt"),
         ({"to": "openvino", "precision": "bf16"}, UsageError, "--precision bf16"),
         ({"to": "onnx", "part": "face-detector", "precision": "bf16"}, UsageError, "use --precision fp16"),
         ({"to": "torch", "part": "face-detector", "precision": "bf16"}, UsageError, "use --precision fp16"),
     ]
     for options, error, said in asked:
         with pytest.raises(error, match=said):
-            export_model(str(folder), output=tmp_path / "out", **options)  # type: ignore[arg-type]
+            export_model(str(folder), output=tmp_path / "out", **options)
     with pytest.raises(CheckpointError, match="no model"):
         export_model("nobody", "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

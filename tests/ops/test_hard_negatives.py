@@ -114,7 +114,11 @@ def test_no_gradient_any_dtype() -> None:
     ("change", "error", "message"),
     [
         ({"n_hard": 0}, UsageError, r"n_hard, n_fused: got 0, 2"),
-        ({"n_fused": -1}, UsageError, r"got 1, -1, want at least 1 and at least 0"),
+        ({"n_fused": -1}, UsageError, r"got 1, -1, want integers of at least 1 and at least 0"),
+        ({"n_hard": 1.5}, UsageError, r"n_hard, n_fused: got 1.5, 2, want integers"),
+        ({"seed": 1.5}, UsageError, r"seed: got 1.5, want an integer"),
+        ({"z": [[1.0, 0.0]]}, ShapeError, r"z: got list, want a torch.Tensor"),
+        ({"center": None}, ShapeError, r"center: got NoneType, want a torch.Tensor"),
         ({"z": torch.zeros(3)}, ShapeError, r"z: got torch.float32 of shape \(3,\)"),
         ({"labels": torch.zeros(3)}, ShapeError, r"labels: got torch.float32 of shape \(3,\), want integers"),
         ({"labels": torch.tensor([0, -2, 1])}, ShapeError, r"labels: got -2, want at least 0"),
@@ -127,6 +131,13 @@ def test_errors(
     monkeypatch: pytest.MonkeyPatch, backend: str, change: dict, error: type[Exception], message: str
 ) -> None:
     monkeypatch.setenv("FASTDETECT_BACKEND", backend)
-    args = {"z": torch.zeros(3, 4), "labels": torch.arange(3), "center": torch.zeros(4), "n_hard": 1, "n_fused": 2}
+    args = {
+        "z": torch.zeros(3, 4),
+        "labels": torch.arange(3),
+        "center": torch.zeros(4),
+        "n_hard": 1,
+        "n_fused": 2,
+        "seed": 0,
+    }
     with pytest.raises(error, match=message):
-        fuse_hard_negatives(**(args | change), seed=0)
+        fuse_hard_negatives(**(args | change))

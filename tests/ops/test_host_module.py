@@ -188,7 +188,8 @@ def test_synthesis_edges() -> None:
         ({"lam": np.ones(300, np.float32)}, r"want one of seed and lam"),
         ({"seed": None}, r"want one of seed and lam"),
         ({"seed": None, "lam": np.ones(299, np.float32)}, r"lam: got shape \[299\].*want \[N\] or \[M\], M = "),
-        ({"seed": None, "lam": -np.ones(300, np.float32)}, r"lam: want numbers from 0"),
+        ({"seed": None, "lam": -np.ones(300, np.float32)}, r"lam: want finite numbers from 0"),
+        ({"seed": None, "lam": np.full(300, np.inf, np.float32)}, r"lam: want finite numbers from 0"),
     ],
 )
 def test_synthesis_errors(change: dict, message: str) -> None:

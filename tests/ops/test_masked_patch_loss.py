@@ -432,6 +432,8 @@ def good() -> dict:
             ShapeError,
             r"images: got torch.int32, want one of",
         ),
+        ({"mask": None}, ShapeError, r"mask: got NoneType, want a torch.Tensor"),
+        ({"images": [[0.0]]}, ShapeError, r"images: got list, want a torch.Tensor"),
         ({"patch_size": 5}, ShapeError, r"patch_size: got 5 for images of 16x24, want a positive divisor"),
         ({"patch_size": 0}, ShapeError, r"patch_size: got 0"),
         ({"images": torch.rand(2, 3, 0, 24)}, ShapeError, r"images of 0x24"),

@@ -191,6 +191,7 @@ def good() -> dict:
         ({"clamp": 0.0}, UsageError, r"clamp: got 0.0, want more than 0"),
         ({"clamp": float("nan")}, UsageError, r"clamp: got nan"),
         ({"images": torch.rand(3, 16, 24)}, ShapeError, r"images: got shape \(3, 16, 24\)"),
+        ({"images": None}, ShapeError, r"images: got NoneType, want a torch.Tensor"),
         ({"patch_size": 7}, ShapeError, r"patch_size: got 7 for images of 16x24"),
         (
             {"pred": torch.rand(2, 6, 192)},

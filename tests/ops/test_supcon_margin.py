@@ -408,6 +408,8 @@ FUSED = FusedNegatives(torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.5]
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"labels": [0, 0, 1, 1]}, ShapeError, r"labels: got list, want a torch.Tensor"),
+        ({"positives": [[True]]}, ShapeError, r"positives: got list, want a torch.Tensor"),
         ({"z": torch.rand(4)}, ShapeError, r"z: got shape \(4,\), want \[N, D\]"),
         ({"z": torch.rand(0, 3)}, ShapeError, r"N and D of at least 1"),
         ({"z": torch.ones(4, 3, dtype=torch.long)}, ShapeError, r"z: got torch.int64, want float32"),

@@ -201,6 +201,8 @@ def test_cuda_poisons_what_it_cannot_look_at() -> None:
     [
         ({"momentum": 1.1}, UsageError, r"momentum: got 1.1, want 0 to 1"),
         ({"momentum": math.nan}, UsageError, r"momentum: got nan"),
+        ({"z": [[1.0]]}, ShapeError, r"z: got list, want a torch.Tensor"),
+        ({"center": 0.0}, ShapeError, r"center: got float, want a torch.Tensor"),
         ({"z": torch.rand(4)}, ShapeError, r"z: got shape \(4,\), want \[N, D\]"),
         ({"z": torch.ones(4, 3, dtype=torch.int32)}, ShapeError, r"z: got torch.int32, want one of float32"),
         ({"labels": torch.zeros(4)}, ShapeError, r"labels: got torch.float32, want integers"),

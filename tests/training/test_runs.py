@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_or_gone_on_from_is_named(pack: Path, tm
         ):
             with pytest.raises(UsageError, match=f"cannot write to {output}: .*; give another --output"):
                 command.main(None, options)
-    with pytest.raises(CheckpointError, match=r"--resume: cannot go on from .*state\.pt, which is not there"):
+    with pytest.raises(UsageError, match=r"--resume: cannot go on from .*state\.pt, which is not there"):
         pretrain.main(None, pretrain_options(pack, tmp_path / "none", "steps=1", "resume=true"))
 
 

@@ -65,7 +65,26 @@ def test_pictures_without_a_face_are_counted_by_file(tmp_path: Path, capsys: pyt
     cv2.imwrite(str(tmp_path / "no body here.png"), np.full((64, 64, 3), 90, np.uint8))
     (tmp_path / "index.csv").write_text("file,label,suggested_split\na.png,real,train\nno body here.png,real,train\n")
     assert face_pack.main([tmp_path / "index.csv"], tmp_path / "pack") == 0
-    assert "1 pictures without a face" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 pictures without a face" in out
+    assert "packing: 2/2 files, 1 without a face" in err
+
+
+def test_a_pack_is_not_written_over(pack: Path, tmp_path: Path) -> None:
+    """Its redrawn faces would then be those of other faces."""
+    before = (pack / "images.npy").read_bytes()
+    with pytest.raises(UsageError, match="has a face pack already; give another --output"):
+        face_pack.main([pack.parent / "index.csv"], pack)
+    assert (pack / "images.npy").read_bytes() == before
+
+
+def test_a_pack_that_cannot_be_written_is_told_before_the_work(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot write to .*file.*; give another --output"):
+        face_pack.main([pack.parent / "index.csv"], tmp_path / "file")
+    assert "packing" not in capsys.readouterr().err
 
 
 def test_missing_file_or_pack_is_an_error_with_its_path(tmp_path: Path) -> None:
