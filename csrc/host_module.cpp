@@ -263,7 +263,8 @@ std::tuple<py::array, Labels, Vector> synthesize_positives(const py::array& z_in
   if (lam && !(lam->ndim() == 1 && (lam->shape(0) == rows.count || lam->shape(0) == state.mined)))
     refuse("lam", *lam, "[N] or [M], M = " + std::to_string(state.mined));
   for (py::ssize_t i = 0; lam && i < lam->size(); ++i)
-    if (!(lam->data()[i] >= 0.0f && std::isfinite(lam->data()[i]))) throw std::invalid_argument("lam: want finite numbers from 0");
+    if (!(lam->data()[i] >= 0.0f && std::isfinite(lam->data()[i])))
+      throw std::invalid_argument("lam: want finite numbers from 0");
   py::array out(z.dtype(), std::vector<py::ssize_t>{state.mined, rows.width});
   Vector applied(state.mined);
   const fastdetect::SynthesisJob job{rows,
