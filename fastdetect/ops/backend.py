@@ -48,6 +48,11 @@ def check_tensors(**given: Tensor) -> None:
             raise ShapeError(f"{name}: got {type(value).__name__}, want a torch.Tensor")
 
 
+def is_integer(value: object) -> bool:
+    """Whether an argument is an integer: of Python, NumPy or symbolic."""
+    return torch.compiler.is_compiling() or hasattr(value, "__index__")  # torch 2.11 traces no hasattr of a symbol
+
+
 @functools.cache
 def load_cpu_library() -> bool:
     """Load the C++ ops; where they are missing or do not load, warn once and say no."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.ops.backend import check_tensors, no_autocast, readable
+from fastdetect.ops.backend import check_tensors, is_integer, no_autocast, readable
 from fastdetect.ops.reference import accumulation_dtype
 
 _LOW = 0xFFFFFFFF
@@ -67,9 +67,9 @@ def fuse_hard_negatives(
         >>> fused.index_a.shape, fused.index_b[1::2].tolist()
         (torch.Size([4]), [-1, -1])
     """
-    if not (hasattr(n_hard, "__index__") and hasattr(n_fused, "__index__") and n_hard >= 1 and n_fused >= 0):
+    if not (is_integer(n_hard) and is_integer(n_fused) and n_hard >= 1 and n_fused >= 0):
         raise UsageError(f"n_hard, n_fused: got {n_hard}, {n_fused}, want integers of at least 1 and at least 0")
-    if not isinstance(seed, Tensor) and not hasattr(seed, "__index__"):
+    if not isinstance(seed, Tensor) and not is_integer(seed):
         raise UsageError(f"seed: got {seed!r}, want an integer, or a scalar int64 tensor")
     check_tensors(z=z, labels=labels, center=center)
     if z.dim() != 2 or z.shape[0] == 0 or not z.is_floating_point():

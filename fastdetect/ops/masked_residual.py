@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import batched, check_tensors, fused
+from fastdetect.ops.backend import batched, check_tensors, fused, is_integer
 
 _INFINITY = float("inf")
 _PRED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -136,7 +136,7 @@ def _check_images(images: Tensor, patch_size: int) -> tuple[int, int]:
     if images.dtype not in _IMAGE_DTYPES:
         raise ShapeError(f"images: got {images.dtype}, want one of {_names(_IMAGE_DTYPES)}")
     _, channels, height, width = images.shape
-    if not hasattr(patch_size, "__index__"):
+    if not is_integer(patch_size):
         raise ShapeError(f"patch_size: got {patch_size!r}, want an integer")
     if patch_size < 1 or height % patch_size or width % patch_size or not height or not width:
         raise ShapeError(

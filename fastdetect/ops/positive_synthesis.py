@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference
-from fastdetect.ops.backend import check_tensors, fused_synthesis, readable, traced
+from fastdetect.ops.backend import check_tensors, fused_synthesis, is_integer, readable, traced
 from fastdetect.ops.ranks import sum_over_ranks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -130,7 +130,7 @@ def synthesize_positives(
         raise UsageError(f"lam_max: got {lam_max}, want a finite number from 0")
     if (seed is None) == (lam is None):
         raise UsageError(f"want one of seed and lam: got {'neither' if seed is None else 'both'}")
-    if size is not None and not (hasattr(size, "__index__") and size >= 0):
+    if size is not None and not (is_integer(size) and size >= 0):
         raise UsageError(f"size: got {size!r}, want None or an integer from 0")
     seed, seed_at = _check_seed(seed, z)
     lam = _check_lam(lam, z, size)
@@ -180,7 +180,7 @@ def _check_seed(seed: int | Tensor | None, z: Tensor) -> tuple[int, Tensor | Non
                 f"{z.device}"
             )
         return 0, seed.reshape(1)
-    if seed is not None and not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+    if seed is not None and not (is_integer(seed) and 0 <= seed < 2**63):
         raise UsageError(f"seed: got {seed!r}, want an integer of 0 to 2^63 - 1")
     return seed or 0, None
 
