@@ -25,7 +25,7 @@ declare -A PARTS=([part1]="env build kernels test sanitize ops train models deco
   [part2]="build stages pipeline parity table" [part3]="build engines table")
 # Seconds; the sum of a part, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a
 # busy machine, gets twenty times as many: there they only end what hangs.
-declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=50 [ops]=110 [train]=50 [models]=30 [decode]=50
+declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=80 [ops]=110 [train]=50 [models]=30 [decode]=50
   [stages]=120 [pipeline]=150 [parity]=180 [engines]=450 [table]=8)
 REHEARSE=0 chosen=""
 for argument in "$@"; do
