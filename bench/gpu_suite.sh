@@ -25,7 +25,7 @@ declare -A PARTS=([part1]="env build kernels test sanitize ops train models deco
   [part2]="build stages pipeline parity table" [part3]="build engines table")
 # Seconds; the sum of a part, without kernels, which a GPU machine skips, stays under ten minutes. A rehearsal, perhaps on a
 # busy machine, gets twenty times as many: there they only end what hangs.
-declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=50 [ops]=110 [train]=50 [models]=30 [decode]=50
+declare -A LIMIT=([env]=30 [build]=120 [kernels]=100 [test]=110 [sanitize]=80 [ops]=110 [train]=50 [models]=30 [decode]=50
   [stages]=120 [pipeline]=150 [parity]=180 [engines]=450 [table]=8)
 REHEARSE=0 chosen=""
 for argument in "$@"; do
@@ -39,6 +39,8 @@ export REHEARSE PYTHON=${PYTHON:-python3}
 PATH=$(dirname "$(command -v "$PYTHON")"):$PATH  # cmake and ninja beside the interpreter are newer than the system's
 export WORK=$PWD/build/gpu-suite SRC=$PWD/build/gpu-suite/src WHEELS=${WHEELS:-$PWD/.whl}
 export OUT=${OUT:-$WORK/out} PYTHONPATH=$SRC:$WORK/site PYTHONUNBUFFERED=1
+JOBS=$(nproc)
+export JOBS=$((JOBS < 12 ? JOBS : 12))
 export FASTDETECT_CACHE=$WORK/cache  # engines that were built are kept from part to part
 export FASTDETECT_COMMIT=${FASTDETECT_COMMIT:-$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)}
 if [ "$REHEARSE" = 1 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
@@ -124,7 +126,7 @@ step_test() {
   if [ "$REHEARSE" = 1 ]; then
     run_tests $tests -m gpu -rs  # all of them collected and skipped
   else
-    run_tests $tests -m gpu -n 4
+    run_tests $tests -m gpu -n "$JOBS"  # most of the time goes into compiling some hundred variants of the kernels
   fi
   local code=$?
   [ "$code" = 5 ] && [ "$REHEARSE" = 1 ] && return 0

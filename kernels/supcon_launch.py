@@ -158,7 +158,8 @@ def _class_sums(rows: Rows, weight: Tensor | None = None) -> Tensor:  # (2, D) f
         for _ in range(3):
             pieces.append(rest.to(rows.z.dtype))
             rest = rest - pieces[-1].float()
-    return _matmul(torch.cat(pieces), rows.z).view(len(pieces), 2, -1).sum(dim=0)
+    z = rows.z.contiguous()  # cuBLAS may add in another order where rows lie farther apart
+    return _matmul(torch.cat(pieces), z).view(len(pieces), 2, -1).sum(dim=0)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ settings.load_profile("no_deadline")
 # Tests run in two processes on two cores; more threads than that wait for each other at every barrier.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without it torch refuses every matrix product on CUDA where deterministic algorithms are asked for.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -104,7 +104,7 @@ class TorchEngine(FixedBatchEngine):
         if self._run is None:
             raise EngineError("this engine is closed; load it again")
         try:
-            with _no_tf32():
+            with _exact():
                 found = self._run(torch.as_tensor(batch, device=self.device))
             return [scores.float().cpu().numpy() for scores in found]
         except Exception as error:  # of CUDA, or of a compiler: no type is common to them
@@ -112,9 +112,9 @@ class TorchEngine(FixedBatchEngine):
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
-    """cuDNN rounds what it convolves in float32 to 10 bits otherwise; torch's own products do not."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+def _exact() -> Iterator[None]:
+    """cuDNN rounds what it convolves in float32 to 10 bits otherwise, and may take algorithms that add in any order."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield
 
 
@@ -134,7 +134,7 @@ def _recorded(scorer: nn.Module, batch_size: int, size: int) -> Scorer:
     """The scorer as one CUDA graph over fixed buffers; its device is the current one."""
     crops = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=next(scorer.parameters()).device)
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(crops.device)
-    with torch.inference_mode(), _no_tf32():  # also the first runs: other kernels would be loaded while it records
+    with torch.inference_mode(), _exact():  # also the first runs: other kernels would be loaded while it records
         side.wait_stream(torch.cuda.current_stream(crops.device))
         with torch.cuda.stream(side):  # libraries choose and allocate in the first runs, which must not be recorded
             for _ in range(3):

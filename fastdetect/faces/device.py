@@ -94,7 +94,8 @@ class DeviceFaceDetector(CenterFaceDetector):
         size = max(1, round(height * scale)), max(1, round(width * scale))
         blob = resize(pictures.permute(0, 3, 1, 2).float(), *size).round_()
         pads = [math.ceil(n / MULTIPLE) * MULTIPLE - n for n in size]
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the CPU's boxes, not to three digits
+        # the CPU's boxes, not to three digits, and the same in every run: cuDNN may add up-convolutions in any order
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             heat, *rest = self._module(F.pad(blob, (0, pads[1], 0, pads[0])))
         frame, _, row, column = torch.nonzero(heat > self.candidate_score, as_tuple=True)
         cells = [t[frame, :, row, column] for t in (heat, *rest)]

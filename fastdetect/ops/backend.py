@@ -120,6 +120,20 @@ def triton_available() -> bool:
 
 
 @functools.cache
+def tiles_fit(device: torch.device) -> bool:
+    """Whether a GPU holds the contrastive kernels' tiles of bfloat16 and float16; warns once where it does not."""
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return True
+    warnings.warn(
+        f"the contrastive kernels want GPUs from Ampere on for bfloat16 and float16, and {device} is older: plain "
+        "torch is used in row chunks, several times slower; pass float32 features",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
+
+
+@functools.cache
 def _warn_row_too_long(length: int, limit: int) -> None:
     warnings.warn(
         f"a patch of {length} values is longer than the CUDA kernels hold ({limit}); plain torch is used, many "

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference, supcon_chunked, supcon_cpu
-from fastdetect.ops.backend import by_reference, check_tensors, no_autocast, readable, traced, triton_available
+from fastdetect.ops.backend import (
+    by_reference,
+    check_tensors,
+    no_autocast,
+    readable,
+    tiles_fit,
+    traced,
+    triton_available,
+)
 from fastdetect.ops.hard_negatives import FusedNegatives
 from fastdetect.ops.ranks import by_name, gather_rows
 from fastdetect.ops.supcon_chunked import Problem
@@ -267,7 +275,9 @@ def _triton(device_type: str) -> bool:
 
 
 def _by_triton(z: Tensor) -> bool:
-    return z.dtype != torch.float64 and _triton(z.device.type)
+    if z.dtype == torch.float64 or not _triton(z.device.type):
+        return False
+    return z.dtype == torch.float32 or tiles_fit(z.device)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:

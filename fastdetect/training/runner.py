@@ -78,8 +78,12 @@ def averaged(model: nn.Module) -> nn.Module:
 
 def runs_bf16(settings: RunSettings, device: torch.device) -> bool:
     """Whether a run computes in bfloat16."""
-    automatic = settings.precision == "auto" and (device.type == "cuda" or cpu_has_bf16())
-    return automatic or settings.precision == "bf16"
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if device.type == "cuda":  # GPUs before Ampere would emulate it
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bf16()
 
 
 def begin(settings: Settings, ranks: Ranks) -> Settings:

@@ -70,6 +70,8 @@ class NvCodecDecoder(PlannedDecoder):
             if stack.dim() != 3:
                 raise ValueError(f"it gave frames of shape {list(stack.shape[1:])}, not NV12's [H * 3 / 2, W]")
             stack = nv12_to_rgb(stack, plan.info.colour_matrix, plan.info.full_range)
+            if stack.is_cuda:  # the next file's frames may be decoded into the same surfaces, on another stream
+                torch.cuda.current_stream(stack.device).synchronize()
             stacks.append(stack if self.keep else stack.cpu().numpy())
         return stacks
 

@@ -55,7 +55,6 @@ _CONFUSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "with the narrow range taken for the full one": lambda rgb: rgb * (219 / 255) + 16,
     "with the full range taken for the narrow one": lambda rgb: ((rgb - 16) * (255 / 219)).clip(0, 255),
 }
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)  # what C++ exceptions become
 
 
 @dataclass
@@ -170,7 +169,7 @@ class PlannedDecoder(BatchDecoder):
         names = ", ".join(repr(plan.info.path) for plan in plans)
         try:
             stacks = within(self.timeout_s, lambda: self._stacks(plans))
-        except (*_FAILURES, OSError, MediaError) as error:
+        except Exception as error:  # PyNvVideoCodec's own types, and what it raises itself, derive from Exception alone
             self.close()  # nothing of a failed batch may reach the next one
             if isinstance(error, MediaError):
                 raise MediaError(error.reason, f"{self.title}: {error} ({names})") from error

@@ -1,9 +1,11 @@
 """`python -m bench` and `fastdetect bench`: exit codes, results files, the GPU kit's syntax."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ def test_run_writes_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert block["ceilings"]["copy_gbps"] > 0
     assert data["machine"]["cores"] >= 1
     assert "patch_residual" in capsys.readouterr().out
+
+
+def test_the_ops_need_no_package_but_torchs(tmp_path: Path) -> None:
+    """GPU machines without a network may have torch and little more."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('pydantic', 'av', 'cv2', 'timm', 'onnxruntime', 'huggingface_hub', 'typer'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    command = [sys.executable, "-m", "bench", "ops", *TINY, "--check-only"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "supcon_margin_loss" in run.stdout
 
 
 def test_exit_code_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def test_what_torch_cannot_do_is_an_engine_error(model: TwoBranchDetector, monke
     flags = []
 
     def no_memory(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        flags.append(torch.backends.cudnn.allow_tf32)
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
     monkeypatch.setattr(engine, "_run", no_memory)
@@ -155,7 +155,7 @@ def test_what_torch_cannot_do_is_an_engine_error(model: TwoBranchDetector, monke
         EngineError, match=r"torch-.* failed on cpu, batch 2: CUDA out of memory\. Tried to allocate 2 GiB$"
     ):
         engine.run(crops(1))
-    assert flags == [False]
+    assert flags == [(False, True)]
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.run(crops(1))
@@ -169,7 +169,7 @@ def test_a_recorded_run_takes_the_kernels_of_the_runs_before_it(monkeypatch: pyt
 
     class Scorer(torch.nn.Linear):
         def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor]:
-            rounds.append(torch.backends.cudnn.allow_tf32)
+            rounds.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
             return (batch,)
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
@@ -178,7 +178,7 @@ def test_a_recorded_run_takes_the_kernels_of_the_runs_before_it(monkeypatch: pyt
     for name in ("graph", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
     torch_engine._recorded(Scorer(1, 1), 2, 8)
-    assert rounds == [False] * 4
+    assert rounds == [(False, True)] * 4
 
 
 def test_a_missing_compiler_is_told_before_the_run(

@@ -32,7 +32,7 @@ def frames_there(frames: list[np.ndarray], device: str) -> list[torch.Tensor]:
 
 def test_the_network_is_onnx_runtimes(device: str) -> None:
     blob = np.random.default_rng(0).uniform(0, 255, (1, 3, 64, 96)).astype(np.float32)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as the detector runs it
         ours = CenterFaceModule().to(device)(torch.from_numpy(blob).to(device))
     for mine, theirs in zip(ours, load_network("onnxruntime")(blob), strict=True):
         assert mine.shape == theirs.shape
@@ -72,6 +72,18 @@ def test_boxes_are_the_cpus(on_device: DeviceFaceDetector, detector: CenterFaceD
 
 def test_host_frames_are_taken_too(on_device: DeviceFaceDetector, portrait, device):
     assert on_device.detect([portrait])[0][0].box == on_device.detect(frames_there([portrait], device))[0][0].box
+
+
+def test_convolutions_are_exact_and_the_same_in_every_run(on_device: DeviceFaceDetector, portrait, monkeypatch):
+    seen, forward = [], CenterFaceModule.forward
+
+    def look(self: CenterFaceModule, images: torch.Tensor) -> list[torch.Tensor]:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+        return forward(self, images)
+
+    monkeypatch.setattr(CenterFaceModule, "forward", look)
+    on_device.detect([portrait])
+    assert set(seen) == {(False, True)}
 
 
 def test_many_large_frames_go_through_in_parts(on_device: DeviceFaceDetector, portrait, device, monkeypatch):

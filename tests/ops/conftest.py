@@ -1,5 +1,6 @@
 """Devices, seeds and NaN-filled memory for the op tests."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,7 @@ def seeded() -> None:
 @pytest.fixture
 def nan_filled_memory() -> Iterator[None]:
     """torch.empty returns NaN, so that an element that an op forgets to write is seen."""
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")  # else products on CUDA are errors
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(64).isnan().all()

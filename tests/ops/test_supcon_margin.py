@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.ops import FusedNegatives, fuse_hard_negatives, supcon_chunked, supcon_margin_loss
+from fastdetect.ops import (
+    FusedNegatives,
+    backend,
+    fuse_hard_negatives,
+    supcon_chunked,
+    supcon_margin,
+    supcon_margin_loss,
+)
 
 OPTIONS = list(itertools.product(["all", "real"], ["all", "negatives"], ["binary", "label"]))
 
@@ -514,6 +522,23 @@ def test_error_double_backward() -> None:
     args["z"].requires_grad_()
     with pytest.raises(UsageError, match="no double backward"):
         torch.autograd.grad(supcon_margin_loss(**args), args["z"], create_graph=True)
+
+
+def test_gpus_before_ampere_take_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of 16-bit numbers want 128 KB of shared memory when compiled for Turing, which has 64."""
+    backend.tiles_fit.cache_clear()
+    monkeypatch.setattr(supcon_margin, "_triton", lambda device_type: device_type == "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index else (8, 0))
+
+    def taken(dtype: torch.dtype, index: int) -> bool:
+        return supcon_margin._by_triton(SimpleNamespace(dtype=dtype, device=torch.device("cuda", index)))
+
+    assert taken(torch.float32, 1)
+    assert taken(torch.bfloat16, 0)
+    with pytest.warns(RuntimeWarning, match="cuda:1 is older: plain torch"):
+        assert not taken(torch.float16, 1)
+    assert not taken(torch.bfloat16, 1)
+    backend.tiles_fit.cache_clear()
 
 
 @pytest.mark.gpu

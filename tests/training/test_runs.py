@@ -1,5 +1,6 @@
 """What every run can do: be cut anywhere, run on several processes, stop early, keep the best, be watched."""
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from fastdetect.training import pretrain, train
 from fastdetect.training.distributed import Ranks
 from fastdetect.training.log import RunLog
 from fastdetect.training.loop import Budget
-from fastdetect.training.runner import Task, run
+from fastdetect.training.runner import Task, run, runs_bf16
 from fastdetect.training.settings import RunSettings
 
 CPU = torch.device("cpu")
@@ -170,6 +171,21 @@ def test_two_processes_are_one(pack: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in two] == [2, 4]  # process 0 alone writes
         assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=2e-4)
         close_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "wanted"), [("auto", True, True), ("auto", False, False), ("bf16", False, True)]
+)
+def test_a_gpu_that_would_emulate_bf16_gets_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, wanted: bool
+) -> None:
+    """A T4, which torch says supports it, unless it is asked without emulation."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: hardware or including_emulation
+    )
+    settings = RunSettings(output=tmp_path, steps=1, precision=precision)
+    assert runs_bf16(settings, torch.device("cuda")) is wanted
 
 
 def test_a_batch_is_dealt_without_gaps_and_overlaps() -> None:

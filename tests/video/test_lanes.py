@@ -1,6 +1,7 @@
 """Lanes: the codec matrix, what happens where a decoder is missing or fails, and that nothing of it is silent."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_pynvvideocodec_that_does_not_import_leaves_the_file_to_pyav(tmp_path):
     clip = decoder.decode(path, ALL)
     assert clip.decoder == DECODER
     assert "PyNvVideoCodec" in clip.note
+
+
+class RefusedError(Exception):
+    """As PyNvVideoCodec's: of no type of Python's."""
+
+
+def test_a_clip_that_pynvvideocodec_refuses_goes_to_pyav(tmp_path, monkeypatch):
+    def refuse(*_, **options):
+        raise RefusedError("Elementary streams not supported by Simple Decoder. Invalid input stream.")
+
+    module = SimpleNamespace(SimpleDecoder=refuse, OutputColorType=SimpleNamespace(NATIVE=0))
+    monkeypatch.setattr(nvcodec, "load", lambda: module)
+    path = write_clip(tmp_path / "a.mkv", 20, size=(256, 192))
+    clip = Decoder("auto", machine=Machine(None, (7, 5), "2.1.0")).decode(path, ALL)
+    assert clip.decoder == DECODER
+    assert "Elementary streams not supported" in clip.note
 
 
 @pytest.mark.gpu
