@@ -244,9 +244,6 @@ def fit_calibration(
         block["x"], block["y"] = fit_isotonic(scores, labels, weights)
     fits = {f"{fpr:g}": fit_threshold(reals, real_identities, fpr) for fpr in sorted(target_fpr)}
     raw = {key: fit["threshold"] for key, fit in fits.items()}
-    # An extrapolated 1 % must not fall below the 5 % that the data do show.
-    for stricter, laxer in zip(list(raw)[-2::-1], list(raw)[:0:-1], strict=True):
-        raw[stricter] = max(raw[stricter], raw[laxer])
     thresholds = dict(zip(raw, calibrate(block, list(raw.values())).tolist(), strict=True))
     if max(thresholds.values()) >= 1.0:
         raise DataError(

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from fastdetect.data.face_shape import MEAN_FIVE, REGIONS, affine_between, fit_shape, rasterize, transform_points
-from fastdetect.data.forgery import KINDS, Dice, ForgeryConfig, choose_donors, crop_pack, face_masks, forge
+from fastdetect.data.forgery import (
+    KINDS,
+    Dice,
+    ForgeryConfig,
+    choose_donors,
+    crop_pack,
+    face_masks,
+    forge,
+    match_colour,
+)
 from fastdetect.errors import ShapeError, UsageError
 
 SIZE = 96
@@ -145,6 +154,65 @@ def test_rasterize_draws_a_square_and_a_concave_polygon() -> None:
     assert drawn[14, 8] == 0
     assert drawn[12, 1] == 1
     assert drawn[2, 8] == 1
+
+
+@pytest.mark.parametrize("kind", ["self_blend", "swap", "regenerated", "resynthesis"])
+def test_each_fake_is_made_of_its_own_face(faces, kind: str) -> None:
+    """Pictures of one level each: what is pasted has the level that it was taken at, or that it was matched to."""
+    levels = torch.linspace(0.2, 0.76, 8)
+    images = levels[:, None, None, None].expand(-1, 3, SIZE, SIZE).contiguous()
+    mixed = tuple(0.5 * (name in (kind, "swap")) for name in KINDS)  # rows of a kind are not the first ones
+    made = make((images, faces[1]), ForgeryConfig(mixed, only(REGIONS, "face"), 0.5), redraw=lambda x: x)
+    rows = made.kind == KINDS.index(kind)
+    assert 0 < rows.sum() <= 8
+    if kind == "swap":
+        assert ((made.images - images).abs()[rows].amax((1, 2, 3)) > 0.01).any()
+    else:
+        pasted = (made.images * made.masks).sum((1, 2, 3)) / (3 * made.masks.sum((1, 2, 3))).clamp(min=1e-6)
+        assert (pasted - levels)[rows & (made.masks.amax((1, 2, 3)) > 0.1)].abs().max() < 0.17
+
+
+def test_a_swapped_face_lies_where_the_face_is(faces) -> None:
+    """A donor with a bright spot between its eyes, of another size and place: the spot comes to between the eyes."""
+    images, landmarks = torch.full_like(faces[0], 0.5), faces[1]
+    donors = MEAN_FIVE * 14 + torch.tensor([60.0, 30.0])
+    spot = donors[:2].mean(0)
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    picture = 0.5 + 0.5 * torch.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / 18)
+    made = forge(
+        images, landmarks, picture.expand(8, 3, -1, -1), donors.expand(8, -1, -1),
+        config=ForgeryConfig(only(KINDS, "swap"), only(REGIONS, "face"), 0.0),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    light = (made.images - images).mean(1).clamp(min=0)
+    light = light * (light > 0.5 * light.amax((1, 2), keepdim=True))
+    centre = torch.stack([(light * x).sum((1, 2)), (light * y).sum((1, 2))], 1) / light.sum((1, 2))[:, None]
+    assert (centre - landmarks[:, :2].mean(1)).norm(dim=1).median() < 6
+
+
+def test_matched_colours_have_the_mean_and_deviation_of_the_target() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = 0.3 + 0.05 * torch.randn(2, 3, 64, 64, generator=generator)
+    target = torch.tensor([0.5, 0.6, 0.7])[:, None, None] + 0.08 * torch.randn(2, 3, 64, 64, generator=generator)
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[..., 8:40, 8:40] = 1
+    matched = match_colour(source, target, masks, torch.tensor([1.0, 0.0]))
+    inside = [picture[0, :, 8:40, 8:40].flatten(1) for picture in (matched, target)]
+    torch.testing.assert_close(inside[0].mean(1), inside[1].mean(1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(inside[0].std(1), inside[1].std(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(matched[1], source[1])
+
+
+def test_hard_fakes_are_pasted_faintly_now_and_then(faces) -> None:
+    kinds, regions = only(KINDS, "swap"), only(REGIONS, "face")
+    faint = [
+        sum(
+            (make(faces, ForgeryConfig(kinds, regions, d), seed).masks.amax((1, 2, 3)) < 0.9).sum() for seed in range(4)
+        )
+        for d in (0.0, 1.0)
+    ]
+    assert faint[0] == 0
+    assert 5 < faint[1] < 27
 
 
 def test_donors_are_other_persons_that_stand_alike() -> None:

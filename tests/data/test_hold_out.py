@@ -70,6 +70,8 @@ def test_a_video_of_nobody_is_a_person_of_its_own() -> None:
 def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(DataError, match=r"swaps: with 1 of 4 persons held out, val has 2 reals and 0 fakes"):
         hold_out(Manifest(tuple(swaps(4)), Path()), 0.1)
+    with pytest.raises(DataError, match=r"swaps: with 4 of 4 persons held out, train has 0 reals and 0 fakes"):
+        hold_out(Manifest(tuple(swaps(4)), Path()), 0.9)
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(UsageError, match="above 0 and below 1"):
             hold_out(Manifest(tuple(swaps(4)), Path()), share)

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastdetect.data.face_pack import FacePack
+from fastdetect.data.face_shape import REGIONS
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import Deal, PairMaker, PairSource, Pictures, Pieces, pack_side
-from fastdetect.errors import MediaError
+from fastdetect.errors import MediaError, UsageError
 from fastdetect.reasons import Reason
 from fastdetect.training.pretrain import FaceMaker, held_out_faces
 
@@ -85,6 +87,41 @@ def _fails_at_three(number: int, step: int) -> tuple[torch.Tensor]:
     return (torch.zeros(4),)
 
 
+def test_a_run_gone_on_with_takes_up_at_its_step() -> None:
+    make = PairMaker(PairSource(made_pack(6, 50), "train", 32), 2, seed=4, config=lambda step: ForgeryConfig())
+    whole, rest = (Pieces(make, Deal(4, accumulate=2), start=start).loader(0) for start in (0, 1))
+    pieces = [next(whole)[0] for _ in range(4)]
+    for piece in pieces[2:]:
+        assert torch.equal(piece, next(rest)[0])
+    assert len({piece.float().sum().item() for piece in pieces}) == 4  # no part of a step is another
+    other = PairMaker(make.source, 2, seed=5, config=make.config)
+    assert not torch.equal(other(0, 0)[0], make(0, 0)[0])
+
+
+@pytest.mark.parametrize(("world", "accumulate", "parts"), [(1, 1, 8), (2, 1, 8), (2, 2, 8), (1, 4, 8), (4, 2, None)])
+def test_processes_and_pieces_share_a_steps_parts(world: int, accumulate: int, parts: int | None) -> None:
+    deals = [Deal(16, rank, world, accumulate, parts) for rank in range(world)]
+    dealt = [number for deal in deals for piece in range(accumulate) for number in deal.own(3, piece)]
+    assert sorted(dealt) == list(range(24, 32))
+    assert all(deal.each == 2 for deal in deals)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    for deal in ({"size": 16, "world": 3, "parts": 8}, {"size": 10, "parts": 4}):
+        with pytest.raises(UsageError, match="does not divide"):
+            Deal(**deal)
+
+
+def test_a_pair_is_degraded_alike_also_in_its_noise() -> None:
+    pack = made_pack(9, 100)
+    pack.images[:] = np.random.default_rng(0).integers(60, 200, (9, 8, 8, 3)).repeat(32, 1).repeat(32, 2)
+    blends = ForgeryConfig(kinds=(1.0, 0, 0, 0), regions=tuple(float(name == "mouth") for name in REGIONS))
+    made = PairSource(pack, "train", 112).batch(64, 1, blends)
+    far = F.max_pool2d(made.changed, 49, 1, 24) == 0  # 24 pixels from every changed one, past a block of JPEG's
+    assert far.any(1).flatten(1).any(1).sum() > 20
+    assert ((made.real - made.fake).abs() * far).max() < 0.02
+
+
 def test_maps_say_which_cells_were_changed() -> None:
     make = PairMaker(PairSource(made_pack(6, 50), "train", 64), 4, seed=0, config=lambda step: ForgeryConfig())
     images, labels, maps = make(0, 0)
@@ -98,15 +135,17 @@ def test_maps_say_which_cells_were_changed() -> None:
 
 def test_drawn_faces_of_the_pack_become_fakes() -> None:
     pack = made_pack(6, 50)
-    drawn_of = np.array([-1, 0, 1, 2, 3, -1])
-    pack = dataclasses.replace(pack, redrawn=np.full((4, 256, 256, 3), 200, np.uint8), redrawn_of=drawn_of)
+    drawn = np.zeros((4, 256, 256, 3), np.uint8) + np.array([160, 180, 200, 220], np.uint8)[:, None, None, None]
+    pack = dataclasses.replace(pack, redrawn=drawn, redrawn_of=np.array([-1, 0, 1, 2, 3, -1]))
     source = PairSource(pack, "train", 64, degraded=False)
     made = source.batch(24, 1, ForgeryConfig(kinds=(0.0, 0.0, 0.0, 1.0)))
-    bright = (made.fake - 200 / 255).abs().amax((1, 2, 3)) < 0.02  # wholly drawn by the network
-    five = (made.real * 255).round().amax((1, 2, 3)) == 55  # the face that none has drawn
-    assert 4 <= bright.sum() <= 20
-    assert five.any()
-    assert not bright[five].any()
+    face = (made.real * 255).round().amax((1, 2, 3)) - 50  # its row in the pack
+    fake = (made.fake * 255).round().flatten(1)
+    wholly = (fake.amin(1) == fake.amax(1)) & (fake.amax(1) > 100)
+    assert 4 <= wholly.sum() <= 20
+    assert torch.equal(fake[wholly, 0], 140 + 20 * face[wholly])  # as the network drew that very face
+    assert (face == 5).any()
+    assert not wholly[face == 5].any()  # which none has drawn
 
 
 def test_pictures_are_shrunk_to_what_small_crops_can_show() -> None:

@@ -4,6 +4,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from fastdetect.data.extract import Extracted, ExtractSettings, FaceRecord, FaceStore
 from fastdetect.data.face_table import FaceTable
 from fastdetect.data.forgery import Dice
-from fastdetect.data.group_sampler import GroupMaker, GroupSampler, held_out_faces
+from fastdetect.data.group_sampler import Group, GroupMaker, GroupSampler, held_out_faces
 from fastdetect.data.manifest import Sample
 from fastdetect.data.pairs import Deal, Pieces
 from fastdetect.errors import DataError, ShapeError, UsageError
@@ -209,6 +210,70 @@ def test_fakes_of_other_frames_are_drawn_in_balanced_groups_with_one_warning(tmp
         GroupSampler(table, "train", fakes=3, seed=0, warn=False)
 
 
+def stored(folder: Path, *samples: tuple[Sample, list[tuple[FaceRecord, bytes]]]) -> FaceTable:
+    with closing(FaceStore(folder, ExtractSettings(size=96, margin=1.75), resume=False)) as store:
+        for sample, found in samples:
+            store.add(sample, Extracted(found, 1, []), None)
+        store.finish()
+    return FaceTable.load(folder)
+
+
+def test_a_face_elsewhere_or_in_a_frame_of_another_size_is_nobodys_pair(tmp_path: Path) -> None:
+    left, right = (20.0, 50.0, 70.0, 110.0), (150.0, 60.0, 210.0, 130.0)
+    record, data = face(0, left, 9)
+    halved = replace(record, frame_size=(120, 100))
+    table = stored(
+        tmp_path,
+        (ffpp("000"), [face(0, left, 0)]),
+        (ffpp("000_003", "Deepfakes"), [face(0, right, 9)]),
+        (ffpp("000_003", "FaceSwap"), [(halved, data)]),
+    )
+    with pytest.warns(UserWarning, match="2 of 2 fakes"):
+        assert GroupSampler(table, "train", fakes=1, seed=0).paired == {}
+
+
+def test_only_a_swap_brings_its_source_and_what_is_missing_is_drawn_evenly(tmp_path: Path) -> None:
+    box = (70.0, 50.0, 120.0, 115.0)
+    samples = [(ffpp(v), [face(0, box, 0)]) for v in ("000", "003", "005", "007")]
+    samples += [(ffpp("000_003", "Face2Face"), [face(0, box, 9)])]
+    samples += [(ffpp("003_005", "FaceSwap"), [face(n, box, 9) for n in (0, *range(100, 109))])]
+    table = stored(tmp_path, *samples)
+    sampler = GroupSampler(table, "train", fakes=3, seed=0, warn=False)
+    names = table.text["identity"]
+    for method, chosen, wanted in (("Face2Face", "ffpp:000", (1 / 3,) * 3), ("FaceSwap", "ffpp:003", (0, 1, 0))):
+        groups = [
+            group for group in map(sampler.group, range(1800)) if names[group.reals[0]] == chosen and group.own[0]
+        ]
+        assert table.text["method"][groups[0].fakes[0]] == method
+        sources = [names[group.reals[1]] for group in groups]
+        others = sorted({"ffpp:000", "ffpp:003", "ffpp:005", "ffpp:007"} - {chosen})
+        assert [sources.count(name) / len(groups) for name in others] == pytest.approx(wanted, abs=0.15)
+        filled = [table.text["method"][row] for group in groups for row in group.fakes[1:]]
+        assert filled.count("FaceSwap") / len(filled) == pytest.approx(0.5, abs=0.15)  # not ten in eleven
+        assert all(group.own == [True, False, False] for group in groups)
+
+
+def test_only_fakes_of_the_very_frame_are_cut_by_the_reals_square() -> None:
+    assert Group([0, 1, 2], [3, 4], [True, False]).like_first == [True, False, False, True, False]
+
+
+def test_epochs_are_in_orders_of_their_own(table: FaceTable) -> None:
+    sampler = GroupSampler(table, "train", fakes=1, seed=0)
+    orders = {tuple(sampler.group(6 * epoch + i).reals[0] for i in range(6)) for epoch in range(5)}
+    assert len(orders) == 5
+
+
+def test_a_group_is_degraded_alike(tmp_path: Path) -> None:
+    """A fake that is its real's very picture stays that, through light, noise and compression."""
+    box = (70.0, 50.0, 120.0, 115.0)
+    table = stored(tmp_path, (ffpp("000"), [face(0, box, 0)]), (ffpp("000_003", "Face2Face"), [face(0, box, 0)]))
+    make = GroupMaker(table, "train", 8, 64, fakes=1, seed=1)
+    images = make(0, 0)[0].unflatten(0, (4, 8)).float()
+    assert (images[0] - images[3]).abs().max() < 2e-3
+    blue = images[0, :, 2]  # 0 in the frame: what is there was added
+    assert (blue.amax((1, 2)) > 0.02).sum() >= 2
+
+
 def test_of_several_persons_in_a_frame_the_overlapping_one_is_paired(tmp_path: Path) -> None:
     left, right = (20.0, 50.0, 70.0, 110.0), (150.0, 60.0, 210.0, 130.0)
     with closing(FaceStore(tmp_path, ExtractSettings(size=96, margin=1.75), resume=False)) as store:
@@ -279,6 +344,9 @@ def test_some_groups_go_through_h264_as_a_whole_and_the_others_stay(table: FaceT
 def test_held_out_faces_are_cut_as_screening_cuts_them(table: FaceTable) -> None:
     images, labels = held_out_faces(table, "val", 48, each=2)
     assert labels.tolist() == [0, 0, 1, 1]
+    rows = np.flatnonzero((table.text["split"] == "val") & (table.label == 0))
+    last = crop_face(table.picture(rows[-1]), (21, 21, 75, 75), size=48, margin=1.0).mean((0, 1))
+    assert np.abs(images[1].float().mean((1, 2)).numpy() - last).max() < 20  # the other end of the table
     row = int(np.flatnonzero((table.text["split"] == "val") & (table.label == 0))[0])
     wanted = crop_face(scene(40), table.box[row].tolist(), size=48)
     difference = np.abs(images[0].permute(1, 2, 0).numpy().astype(int) - wanted)

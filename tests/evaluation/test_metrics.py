@@ -81,8 +81,15 @@ def test_ece() -> None:
     p = rng.random(50_000)
     assert metrics.expected_calibration_error(rng.random(50_000) < p, p) < 0.02
     assert metrics.expected_calibration_error(rng.random(50_000) < 0.5, p) > 0.2
-    with pytest.raises(ShapeError, match="0 to 1"):
-        metrics.expected_calibration_error([0, 1], [0.2, 1.2])
+    for wrong in (1.2, -0.2):
+        with pytest.raises(ShapeError, match="0 to 1"):
+            metrics.expected_calibration_error([0, 1], [0.2, wrong])
+
+
+def test_a_bin_of_the_ece_ends_at_its_right_edge_and_the_first_holds_zero() -> None:
+    index, gap = metrics.calibration_gaps([0, 0, 1, 1, 1], [0.0, 0.25, 0.26, 0.75, 1.0], bins=4)
+    assert index.tolist() == [0, 0, 1, 2, 3]
+    np.testing.assert_allclose(gap, [0, 0.25, -0.74, -0.25, 0])
 
 
 def test_ece_against_scikit_learn_s_curve() -> None:
@@ -117,6 +124,13 @@ def test_selective_risk_against_accuracy_on_the_most_certain() -> None:
     doubled = metrics.selective_risk(labels, p, np.stack([np.ones(100), np.r_[np.full(50, 2.0), np.ones(50)]]))
     assert doubled[0].area == sharp.area
     assert doubled[1].risk.tolist() == pytest.approx([0, 25 / 150])
+    undrawn = metrics.selective_risk(labels, p, np.r_[np.zeros(50), np.ones(50)][None])[0]  # the certain half
+    assert (undrawn.coverage.tolist(), undrawn.risk.tolist(), undrawn.area) == ([1], [0.5], 0.5)
+
+
+def test_a_half_is_called_fake() -> None:
+    assert metrics.selective_risk([0, 1], [0.5, 0.5])[0].risk.tolist() == [0.5]
+    assert metrics.selective_risk([0, 1], [0.1, 0.5])[0].risk.tolist() == [0, 0]
 
 
 def test_paired_counts() -> None:
@@ -132,6 +146,15 @@ def test_types_count_once_each() -> None:
     scores = [0, 1, 2, 3] + [9] * 8 + [-1]
     assert metrics.auc_by_type(classes, scores) == {"a": 1.0, "b": 0.0}
     assert metrics.mean_auc(classes, scores) == 0.5
+    assert metrics.mean_auc([*classes, "c"], [*scores, -1]) == pytest.approx(1 / 3)
+    with pytest.raises(DataError, match="all 'real'"):
+        metrics.auc_by_type(["real"] * 2, [0, 1])
+
+
+def test_a_rate_outside_0_to_1_is_refused() -> None:
+    for fpr in (-0.01, 1.01):
+        with pytest.raises(ShapeError, match="0 to 1"):
+            metrics.tpr_at_fpr([0, 1], [0, 1], fpr)
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,29 @@ def test_bootstrap_covers_the_true_auc() -> None:
 
 
 def test_every_resample_has_every_class_whole_identities_and_repeats_with_its_seed() -> None:
-    # "b" lives only beside the rarer "c": its resamples need the redraw rule now and then.
-    groups = ["g1", "g1", "g1", "g2", "g2", "g2", "g3", "g4", "g5", "g6"]
-    classes = ["real", "b", "c", "real", "c", "d", "real", "real", "real", "real"]
+    # "z" lives beside the as rare "c" and "d", whose strata they are: one resample in sixteen is drawn again for it.
+    groups = ["g1", "g1", "g2", "g3", "g3", "g4", "g5", "g6", "g7", "g8"]
+    classes = ["z", "c", "c", "z", "d", "d", "real", "real", "real", "real"]
     drawn = Resamples(groups, classes, resamples=100, seed=3)
     weights = np.concatenate(list(drawn.weights()))
     assert weights.shape == (100, 10)
     for kind in set(classes):
         assert (weights[:, np.array(classes) == kind].sum(1) > 0).all()
     assert (weights[:, 0] == weights[:, 1]).all()  # an identity is drawn with all its rows
-    assert drawn.rarest == 1
+    assert drawn.rarest == 2
     again = Resamples(groups, classes, resamples=100, seed=3)
     assert np.array_equal(weights, np.concatenate(list(again.weights())))
     other = Resamples(groups, classes, resamples=100, seed=4)
     assert not np.array_equal(weights, np.concatenate(list(other.weights())))
+
+
+def test_each_stratum_keeps_its_size() -> None:
+    # Two of twelve identities have fakes, beside reals: they are drawn from each other, twice in every resample.
+    groups = [f"p{i}" for i in range(12)] + ["p0", "p1"]
+    weights = np.concatenate(list(Resamples(groups, [0] * 12 + [1] * 2, resamples=50).weights()))
+    assert (weights[:, 12:].sum(1) == 2).all()
+    assert (weights[:, :12].sum(1) == 12).all()
+    assert len(np.unique(weights, axis=0)) > 25
 
 
 def test_intervals_are_quantiles_of_the_metric_on_repeated_rows(monkeypatch: pytest.MonkeyPatch) -> None:

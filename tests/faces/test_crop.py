@@ -109,11 +109,19 @@ def test_face_smaller_than_a_pixel(frame):
         ((0, 0, 5, 5), 8, 0.0, "margin"),
         ((0, 0, 5, 5), 0, 1.3, "crop size is 0"),
         ((300, 10, 320, 30), 8, 1.3, "outside the frame of 121x90"),
+        ((121, 10, 131, 20), 8, 1.0, "outside the frame of 121x90"),  # begins where the frame ends
+        ((10, -10, 20, 0), 8, 1.0, "outside the frame of 121x90"),
     ],
 )
 def test_what_cannot_be_cropped(frame, box, size, margin, says):
     with pytest.raises(ShapeError, match=says):
         crop_face(frame, box, size=size, margin=margin)
+
+
+def test_a_crop_of_the_whole_frame_is_a_copy():
+    frame = np.zeros((20, 20, 3), np.uint8)
+    crop = crop_face(frame, (0, 0, 20, 20), size=20, margin=1.0)
+    assert not np.shares_memory(crop, frame)
 
 
 def test_what_is_no_frame():

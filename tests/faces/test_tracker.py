@@ -91,6 +91,17 @@ def test_scene_cut_starts_a_new_track(detector, portrait, carphone):
     assert sorted(t.frames for t in tracks) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_a_cut_parts_even_one_person_who_stays_in_place(detector, head):
+    def shot(level: int) -> np.ndarray:
+        frame = np.full((720, 960, 3), level, np.uint8)
+        frame[300:500, 400:600] = head
+        return frame
+
+    frames = [shot(100)] * 3 + [shot(190)] * 3
+    tracks = track(detector.detect(frames), times(6), (960, 720), frames=frames)
+    assert sorted(t.frames for t in tracks) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_another_person_in_the_same_place_starts_a_new_track(detector, head):
     def shot(picture: np.ndarray) -> np.ndarray:
         frame = np.full((720, 960, 3), 120, np.uint8)
@@ -122,6 +133,27 @@ def test_missed_frames_are_bridged_and_a_long_absence_is_not():
     [only] = track([*seen, *[[]] * 9, *seen], times(11), SIZE)  # 3.0 s away
     assert only.frames == [0, 10]
     assert len(track([*seen, *[[]] * 12, *seen], times(14), SIZE)) == 2
+    assert len(track([*seen, [], [], [], *seen], times(5, 5.0), SIZE)) == 2  # three missed samples, 20 s
+
+
+@pytest.mark.parametrize(
+    ("moved", "grown", "gap", "tracks"),
+    [
+        (150, 1.0, 0.04, 2),  # one and a half face sides
+        (150, 1.0, 1.5, 1),
+        (250, 1.0, 2.9, 2),  # two sides are the most at any gap
+        (0, 1.7, 0.04, 2),
+        (0, 1.7, 1.5, 1),
+        (0, 2.2, 2.9, 2),  # and twice the size
+    ],
+)
+def test_the_longer_the_gap_the_farther_a_face_may_move_and_grow(moved, grown, gap, tracks):
+    assert len(track([[face(600)], [face(600 + moved, side=100 * grown)]], [0.0, gap], SIZE)) == tracks
+
+
+def test_nobody_is_expected_outside_the_frame():
+    walk = [[face(x)] for x in (710, 800, 890, 980)]  # would be at 1610 when the next is looked at
+    assert len(track([*walk, *[[]] * 6, [face(1265)]], times(11), SIZE)) == 1
 
 
 def test_leaving_on_one_side_while_another_comes_on_the_other():
@@ -167,7 +199,8 @@ def test_order_of_faces_in_a_frame_does_not_matter():
 
 
 def test_repeated_timestamps():
-    [only] = track([[face(600)]] * 4, [0.0, 0.0, 0.0, 0.1], SIZE)
+    with np.errstate(all="raise"):
+        [only] = track([[face(600)], [face(610)], [face(620)], [face(630)]], [0.0, 0.0, 0.0, 0.1], SIZE)
     assert len(only.frames) == 4
 
 

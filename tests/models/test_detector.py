@@ -101,6 +101,15 @@ def test_vit_branches_see_only_the_tokens_of_the_selected_blocks(pool: str) -> N
     assert not torch.equal(first.image_logits, whole.image_logits)
 
 
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_a_vit_s_feature_of_all_tokens_is_timms(pool: str) -> None:
+    branch = build("vit_tiny_patch16_224", pool=pool, image_size=56).eval().image_branch
+    x = torch.rand(2, 3, 56, 56)
+    with torch.no_grad():
+        tokens = branch.net.forward_features(x)
+        torch.testing.assert_close(branch(x, None), tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(1))
+
+
 def test_first_token_is_the_first_selected_patch_not_its_neighbour() -> None:
     vit = "vit_tiny_patch16_224"
     model = build(vit, vit, pool="first", image_size=56).eval()
@@ -123,6 +132,51 @@ def test_unselected_blocks_of_a_convolutional_residual_branch_are_zero(crops: Te
         residual = inpaint(model.mim, small, protocol="complementary-4", blocks=blocks).residual
         want = model.residual_head(model.residual_branch(residual, None))
     torch.testing.assert_close(out.residual_logits, want)
+
+
+def test_the_image_is_normalised_by_the_models_mean_and_deviation(crops: Tensor) -> None:
+    plain, other = build(mean=(0, 0, 0), std=(1, 1, 1)).eval(), build(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).eval()
+    images = crops.float() / 255
+    shifted = (images - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(other(images).image_logits, plain(shifted).image_logits)
+
+
+def test_gain_and_seed_of_the_protocol_are_the_models_own(crops: Tensor) -> None:
+    images = area_resize(crops.float() / 255, 56)
+    model = build(gain=0.25, protocol_seed=7).eval()
+    with torch.no_grad():
+        made = inpaint(model.mim, images, protocol="complementary-4", gain=0.25, seed=7)
+        out, given = model(crops), model(crops, inpainted=(made.residual, made.patch_scores))
+    torch.testing.assert_close(out.patch_scores, made.patch_scores)
+    torch.testing.assert_close(out.residual_logits, given.residual_logits)
+    with torch.no_grad(), pytest.raises(ShapeError, match="of all blocks"):
+        model(crops, torch.tensor([True, False, True, True]), inpainted=(made.residual, made.patch_scores))
+
+
+def test_without_token_selection_training_inpaints_everything(crops: Tensor) -> None:
+    assert build()(crops).patch_scores.ne(0).all()
+
+
+def test_building_a_branch_leaves_its_statistics_as_they_were() -> None:
+    means = [v for k, v in build().image_branch.state_dict().items() if k.endswith("running_mean")]
+    assert means
+    assert not any(v.any() for v in means)
+
+
+def test_saving_keeps_the_calibration_unless_another_is_given(tmp_path: Path) -> None:
+    model = build()
+    model.save_pretrained(tmp_path / "first", calibration={"id": "a"})
+    model.save_pretrained(tmp_path / "second")
+    assert TwoBranchDetector.from_pretrained(tmp_path / "second").info.calibration == {"id": "a"}
+    model.save_pretrained(tmp_path / "third", calibration={"id": "b"})
+    assert TwoBranchDetector.from_pretrained(tmp_path / "third").info.calibration == {"id": "b"}
+
+
+def test_stochastic_depth_reaches_the_backbones() -> None:
+    torch.manual_seed(0)
+    branch = build("resnet10t", drop_path_rate=0.5).train().image_branch
+    assert any(type(module).__name__ == "DropPath" for module in branch.modules())
 
 
 def test_training_draws_blocks_from_the_generator_and_evaluation_uses_all(crops: Tensor) -> None:

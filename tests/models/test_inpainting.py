@@ -83,6 +83,8 @@ def test_inpaint_is_the_passes_one_by_one(model, images, protocol: str) -> None:
     scores = patchify(predicted - images, 4).square().mean(-1)
     torch.testing.assert_close(out.patch_scores, scores, rtol=0, atol=1e-12)
     assert out.residual.abs().max() == 1  # the clamp is reached
+    mild = inpaint(model, images, protocol=protocol, gain=0.5)
+    torch.testing.assert_close(mild.residual, (0.5 * (predicted - images)).clamp(-1, 1), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("protocol", ["complementary-4", "sparse-4"])
@@ -159,6 +161,7 @@ def test_bad_input_is_named(model, images) -> None:
     for name in ("complementary", "complementary-1", "sparse-x", "blocks", "complementary--4"):
         with pytest.raises(UsageError, match="blocks16"):
             plan(name, (14, 14))
+    assert plan("complementary-15", (3, 5)).masks.sum(1).tolist() == [1] * 15  # as many sets as patches
     with pytest.raises(ShapeError, match="at least 20"):
         plan("complementary-20", (3, 5))
     with pytest.raises(ShapeError, match=r"\[4\] bool"):

@@ -141,3 +141,11 @@ def test_errors(
     }
     with pytest.raises(error, match=message):
         fuse_hard_negatives(**(args | change))
+
+
+def test_equal_fakes_are_taken_by_their_rows_and_every_bit_of_the_seed_counts() -> None:
+    z = torch.eye(2)[torch.tensor([0] * 100)]
+    labels = torch.tensor([0] * 10 + [1] * 90)
+    recipes = [fuse_hard_negatives(z, labels, z[0], n_hard=5, n_fused=64, seed=seed) for seed in (3, 3 + 2**32)]
+    assert sorted(set(recipes[0].index_a.tolist())) == [10, 11, 12, 13, 14]
+    assert not torch.equal(recipes[0].weight, recipes[1].weight)

@@ -118,6 +118,8 @@ def test_the_more_frames_the_longer_a_person_must_be_there() -> None:
     brief = person(*[9.0] * 5, id=1)
     assert ask(person(*[-3.0] * 100, id=0), brief, frames=100).verdict == "authentic"
     assert ask(person(*[-3.0] * 16, id=0), brief, frames=16).verdict == "manipulated"
+    assert ask(person(*[9.0] * 3), frames=30).verdict == "manipulated"  # a tenth of the frames, at least
+    assert ask(person(*[9.0] * 3), frames=31).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,22 @@ def test_a_person_mostly_unusable_is_scored_and_says_why_to_doubt_it() -> None:
     track.faces += person(*[3.0] * 12, px=20).faces
     answer = ask(track)
     assert (answer.verdict, answer.reasons) == ("manipulated", [Reason.FACE_TOO_SMALL])
+
+
+def test_a_face_on_a_limit_is_usable() -> None:
+    rules = VerdictConfig()
+    assert rules.defect(rules.min_face_px, rules.min_sharpness, rules.min_brightness) is None
+
+
+def test_half_of_the_faces_usable_and_too_few_says_so() -> None:
+    track = person(3.0, 3.0)
+    track.faces += person(3.0, 3.0, px=20).faces
+    assert ask(track).reasons == [Reason.TOO_FEW_FACES]
+
+
+def test_reasons_begin_with_the_person_who_is_seen_most() -> None:
+    small, dark = person(*[5.0] * 4, px=20, id=0), person(*[5.0] * 9, light=0.0, id=1)
+    assert ask(small, dark).reasons == [Reason.TOO_DARK, Reason.FACE_TOO_SMALL]
 
 
 def test_no_face_and_too_short() -> None:
@@ -196,6 +214,8 @@ def test_thresholds_that_were_not_calibrated_or_are_crossed_are_refused() -> Non
         CALIBRATION.limits(VerdictConfig(threshold_suspicious=0.95))
     with pytest.raises(ValueError, match="fpr_manipulated"):
         VerdictConfig(fpr_suspicious=0.01, fpr_manipulated=0.05)
+    one = CALIBRATION.limits(VerdictConfig(fpr_suspicious=0.01))  # one rate for both: nothing is suspicious
+    assert [row.score for row in one] == [0.9, 0.9]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fastdetect.data.face_pack import FacePack, read_index
 from fastdetect.data.forgery import ForgeryConfig
 from fastdetect.data.pairs import Deal, PairSource
 from fastdetect.errors import DataError, UsageError
+from fastdetect.faces import CenterFaceDetector
 from fastdetect.models.checkpoint import load_backbone_weights
 from fastdetect.models.detector import DetectorConfig, TwoBranchDetector
 from fastdetect.models.masked_image_model import MaskedImageModel
@@ -57,6 +58,33 @@ def test_pack_holds_every_face_upright_and_by_split(pack: Path) -> None:
     assert (np.abs(faces.landmarks.mean(1) - 128) < 40).all()
     with pytest.raises(DataError, match="no 'test' faces"):
         faces.where("test")
+
+
+def test_the_pack_holds_the_largest_face_with_its_landmarks(tmp_path: Path) -> None:
+    portrait = pytest.importorskip("skimage.data").astronaut()
+    head = portrait[20:260, 105:345]
+    scene = np.full((480, 640, 3), 120, np.uint8)
+    scene[200:320, 20:140] = head[::2, ::2]
+    scene[100:340, 380:620] = head
+    (tmp_path / "set").mkdir()
+    cv2.imwrite(str(tmp_path / "set/two.png"), scene[..., ::-1])
+    cv2.imwrite(str(tmp_path / "set/close.png"), portrait[60:185, 170:285][..., ::-1])  # fills its picture
+    lines = ["file,label,suggested_split", "set/two.png,real,train", "set/close.png,real,train"]
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    made = face_pack.build_pack(read_index(tmp_path / "index.csv"), tmp_path / "pack")
+    assert sorted(made.identities) == ["set:close", "set:two"]  # nobody is named: a person a file
+    two = made.clip == made.clips.index("set:two")
+    picture, points = made.images[two][0], made.landmarks[two][0]
+    (face,) = CenterFaceDetector(threads=1).detect([np.ascontiguousarray(picture)])[0]
+    assert np.abs(points - face.landmarks).max() < 6
+    assert face.side == pytest.approx(256 / 1.75, rel=0.1)
+    assert made.face_px[two] == pytest.approx(110, rel=0.1)  # the smaller one has half of it
+    red, blue = picture[..., 0].mean(), picture[..., 2].mean()
+    assert red > blue + 10  # skin, in RGB
+    close = made.landmarks[~two][0]  # a face that fills its picture is in the middle of the packed one all the same
+    assert np.abs(close.mean(0) - 128).max() < 25
+    edge = made.images[~two][0].astype(int)  # past the picture its edge goes on
+    assert np.abs(edge[:, 0] - edge[:, 12]).mean() < 8
 
 
 def test_pictures_without_a_face_are_counted_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,10 @@ from fastdetect.errors import UsageError
 from fastdetect.video.sampling import SamplingPolicy, check_max_seconds, pick_frames
 
 
-@pytest.mark.parametrize("text", ["uniform:1", "uniform:16", "fps:2", "fps:0.5", "fps:29.97", "keyframes", "all"])
+@pytest.mark.parametrize(
+    "text",
+    ["uniform:1", "uniform:16", "uniform:100000", "fps:1000", "fps:2", "fps:0.5", "fps:29.97", "keyframes", "all"],
+)
 def test_text_comes_back(text):
     assert str(SamplingPolicy.parse(text)) == text
 
@@ -68,6 +71,8 @@ def test_instants_on_timestamps_do_not_slip_back():
     times = np.arange(100) * (1 / 30)
     assert pick("fps:30", times, 100 / 30) == list(range(100))
     assert pick("fps:10", times, 100 / 30) == list(range(0, 100, 3))
+    assert pick("fps:30", np.nextafter(times, np.inf), 100 / 30) == list(range(100))  # rounded up by a container
+    assert SamplingPolicy.parse("fps:10").times(0.0, 0.1 * 3) == [0.0, 0.1, 0.2]  # a bit over three tenths
 
 
 def test_short_clips_give_each_frame_once():
