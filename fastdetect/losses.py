@@ -14,6 +14,7 @@ from fastdetect.ops import (
     synthesize_positives,
     update_center,
 )
+from fastdetect.ops.backend import check_constants, check_tensors, is_integer
 from fastdetect.ops.ranks import gather_rows
 from fastdetect.ops.reference import accumulation_dtype
 
@@ -88,6 +89,8 @@ class SupConLoss(nn.Module):
             ShapeError: a shape, or a value of the mask, does not fit.
             UsageError: labels and mask at once.
         """
+        given = {"features": features, "labels": labels, "mask": mask}
+        check_tensors(**{name: value for name, value in given.items() if value is not None})
         if features.dim() < 3:
             raise ShapeError(f"features: got shape {tuple(features.shape)}, want [B, V, ...] with views in dimension 1")
         if labels is not None and mask is not None:
@@ -123,6 +126,9 @@ class SupConLoss(nn.Module):
 
 class MetricLearningSupConLoss(nn.Module):
     """pytorch-metric-learning's SupConLoss with its call: normalised embeddings, mean over the rows that are not 0.
+
+    A call without any negative (one class, or a miner that found none) gives 0, as there. Its `CrossBatchMemory` and
+    `SelfSupervisedLoss` know losses by the name of their class: `class SupConLoss(MetricLearningSupConLoss): ...`.
 
     Args:
         temperature: tau > 0.
@@ -186,6 +192,7 @@ class MetricLearningSupConLoss(nn.Module):
                 normalize=True,
                 reduction="none",
             )
+            rows = rows * ((labels != labels[0]) | (labels < 0)).any()
         else:
             if self.denominator != "all":
                 raise UsageError("denominator: got 'negatives' with indices_tuple or ref_emb, want 'all'")
@@ -231,7 +238,7 @@ class MetricLearningSupConLoss(nn.Module):
         counted = (positive | negative) | ~positive.any(dim=1, keepdim=True)  # rows without positives: any number
         log_sum = logits.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
         losses = torch.where(positive, log_sum - logits, 0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
-        return torch.where(negative_label, torch.nan, losses)
+        return torch.where(negative_label, torch.nan, losses * negative.any())
 
 
 class RealCentricLoss(nn.Module):
@@ -290,6 +297,9 @@ class RealCentricLoss(nn.Module):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        for name, number in (("width", width), ("n_hard", n_hard), ("n_fused", n_fused), ("seed", seed)):
+            if not is_integer(number):
+                raise UsageError(f"{name}: got {number!r}, want an integer")
         if not 0 <= seed < 2**31:
             raise UsageError(f"seed: got {seed}, want 0 to 2^31 - 1")
         _check_choice("anchors", anchors, "all", "real")
@@ -376,7 +386,8 @@ def _check_choice(name: str, value: str, *wanted: str) -> None:
 
 
 def _check_numbers(**numbers: float) -> None:
-    """Finite; temperatures above 0, others from 0."""
+    """Finite, without a gradient; temperatures above 0, others from 0."""
+    check_constants(**numbers)
     for name, value in numbers.items():
         if name.endswith("temperature") and not 0 < value < _INFINITY:
             raise UsageError(f"{name}: got {value}, want a finite number above 0")
@@ -391,6 +402,7 @@ def _readable(tensor: Tensor) -> bool:
 
 def _check_embeddings(name: str, rows: Tensor, like: Tensor | None = None) -> None:
     """[N, D] floating point, N and D at least 1; of the width and device of `like`."""
+    check_tensors(**{name: rows})
     width = "D" if like is None else like.shape[1]
     if rows.dim() != 2 or 0 in rows.shape or (like is not None and rows.shape[1] != width):
         raise ShapeError(f"{name}: got shape {tuple(rows.shape)}, want [N, {width}] with at least 1 row and column")
@@ -401,6 +413,7 @@ def _check_embeddings(name: str, rows: Tensor, like: Tensor | None = None) -> No
 
 
 def _check_labels(name: str, labels: Tensor, rows: Tensor) -> None:
+    check_tensors(**{name: labels})
     if labels.shape != rows.shape[:1]:
         raise ShapeError(f"{name}: got shape {tuple(labels.shape)}, want ({len(rows)},), one per row")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -414,6 +427,7 @@ def _check_labels(name: str, labels: Tensor, rows: Tensor) -> None:
 def _check_indices(pair: tuple[Tensor, Tensor], rows: torch.Size) -> None:
     """A miner's (anchors, others): vectors of one length, below `rows`."""
     for index, count in zip(pair, rows, strict=True):
+        check_tensors(indices_tuple=index)
         if index.dim() != 1 or index.shape != pair[0].shape or index.dtype not in (torch.int64, torch.int32):
             got = ", ".join(f"{i.dtype} of shape {tuple(i.shape)}" for i in pair)
             raise ShapeError(f"indices_tuple: got {got}, want int64 or int32 vectors, anchors and others as many")

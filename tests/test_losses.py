@@ -4,6 +4,7 @@ import copy
 import doctest
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,10 +110,10 @@ def test_supcon_mask_is_zeros_and_ones() -> None:
         (losses.RealCentricLoss, "momentum", [7, torch.nan]),
         (losses.RealCentricLoss, "rho", [5, -0.1]),
         (losses.RealCentricLoss, "lam_max", [-1, torch.inf]),
-        (losses.RealCentricLoss, "width", [0]),
-        (losses.RealCentricLoss, "n_hard", [0]),
-        (losses.RealCentricLoss, "n_fused", [-1]),
-        (losses.RealCentricLoss, "seed", [-1, 2**31]),
+        (losses.RealCentricLoss, "width", [0, 8.0]),
+        (losses.RealCentricLoss, "n_hard", [0, 2.5]),
+        (losses.RealCentricLoss, "n_fused", [-1, 2.5]),
+        (losses.RealCentricLoss, "seed", [-1, 2**31, 0.5]),
     ],
 )
 def test_options_are_refused_at_once(make: Callable[..., object], name: str, values: list[object]) -> None:
@@ -120,6 +121,34 @@ def test_options_are_refused_at_once(make: Callable[..., object], name: str, val
     for value in values:
         with pytest.raises(UsageError, match=rf"^{name}: got {value!r}, want "):
             make(**{**width, name: value})
+
+
+@pytest.mark.parametrize("name", ["temperature", "base_temperature", "margin"])
+def test_numbers_are_not_learnt_in_silence(name: str) -> None:
+    learnt = {name: torch.nn.Parameter(torch.tensor(0.1))}
+    with pytest.raises(UsageError, match=f"^{name} requires a gradient, which the loss does not have"):
+        losses.SupConLoss(**learnt)
+    with pytest.raises(UsageError, match=f"^{name} requires a gradient, which the loss does not have"):
+        supcon_margin_loss(torch.eye(4), torch.tensor([0, 0, 1, 1]), **learnt)
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    z, y = F.normalize(torch.randn(4, 8), dim=-1), torch.tensor([0, 0, 1, 1])
+    supcon, metric, real = losses.SupConLoss(), losses.MetricLearningSupConLoss(), losses.RealCentricLoss(8)
+    for name, call in (
+        ("features", lambda: supcon(z[:, None].numpy(), y)),
+        ("labels", lambda: supcon(z[:, None], y.tolist())),
+        ("mask", lambda: supcon(z[:, None], mask=np.eye(4))),
+        ("embeddings", lambda: metric(z.numpy(), y)),
+        ("labels", lambda: metric(z, y.tolist(), ref_emb=z, ref_labels=y)),
+        ("ref_emb", lambda: metric(z, y, ref_emb=z.numpy(), ref_labels=y)),
+        ("ref_labels", lambda: metric(z, y, ref_emb=z, ref_labels=y.tolist())),
+        ("indices_tuple", lambda: metric(z, y, ([0], [1], [2]))),
+        ("embeddings", lambda: real(z.numpy(), y)),
+        ("labels", lambda: real(z, y.tolist())),
+    ):
+        with pytest.raises(ShapeError, match=f"^{name}: got .*, want a torch.Tensor"):
+            call()
 
 
 class TestMetricLearning:
@@ -144,6 +173,26 @@ class TestMetricLearning:
 
     def test_triplets(self) -> None:
         self.both(self.labels, tuple(torch.tensor(i) for i in ([0, 1, 0], [4, 2, 5], [1, 3, 2])))
+
+    def test_no_negative_at_all(self) -> None:
+        ones = torch.ones(8, dtype=torch.int64)
+        none = torch.zeros(0, dtype=torch.int64)
+        self.both(ones)
+        self.both(self.labels, (torch.tensor([0, 1]), torch.tensor([4, 2]), none, none))
+        self.both(ones, ref_emb=torch.randn(6, 5, dtype=torch.float64), ref_labels=ones[:6])
+
+    def test_cross_batch_memory(self) -> None:
+        from pytorch_metric_learning import miners
+
+        class SupConLoss(losses.MetricLearningSupConLoss):
+            pass
+
+        found = []
+        for loss in (SupConLoss(), peers.SupConLoss()):
+            memory = peers.CrossBatchMemory(loss, 5, memory_size=24, miner=miners.MultiSimilarityMiner())
+            torch.manual_seed(0)
+            found.append([memory(torch.randn(8, 5), self.labels).item() for _ in range(5)])
+        assert found[0] == pytest.approx(found[1])
 
     def test_no_pairs_at_all(self) -> None:
         z = torch.randn(3, 5, requires_grad=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -44,7 +45,7 @@ class EngineOutput:
 
 
 class Engine(Protocol):
-    """A model on one runtime, device and precision.
+    """A model on one runtime, device and precision; threads may share it.
 
     Attributes:
         name: runtime and version; device; precision: for the result row.
@@ -85,6 +86,7 @@ class FixedBatchEngine(ABC):
     batch_size: int
     info: ModelFolder
     grid: tuple[int, int] | None
+    _turn: AbstractContextManager[Any] = nullcontext()  # a lock, where the runtime's buffers hold one batch at a time
 
     def run(self, crops: Crops) -> EngineOutput:
         """Score crops.
@@ -101,11 +103,13 @@ class FixedBatchEngine(ABC):
             shape = self.batch_size, *some.shape[1:]
             batch: Any = np.zeros(shape, np.uint8) if isinstance(some, np.ndarray) else some.new_zeros(shape)
             batch[: len(some)] = some
-            parts.append([scores[: len(some)] for scores in self._scores(batch)])
-        found = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            with self._turn:
+                found = self._scores(batch)
+            parts.append([scores[: len(some)] for scores in found])
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         if self.grid is None:
-            found += [np.full_like(found[0], np.nan), np.zeros((len(crops), 0, 0), np.float32)]
-        return EngineOutput(*found)
+            columns += [np.full_like(columns[0], np.nan), np.zeros((len(crops), 0, 0), np.float32)]
+        return EngineOutput(*columns)
 
     def _nothing(self) -> list[np.ndarray]:
         """What `_scores` gives for no crop."""
@@ -165,6 +169,8 @@ def on_host(crops: Crops) -> np.ndarray:
 
 def check_crops(crops: Crops, size: int) -> None:
     """Raise ShapeError unless crops are uint8 [B,size,size,3]."""
+    if not hasattr(crops, "dtype"):
+        raise ShapeError(f"crops must be an array or tensor, uint8 [B,{size},{size},3], got {type(crops).__name__}")
     if str(crops.dtype).split(".")[-1] != "uint8" or crops.ndim != 4 or tuple(crops.shape[1:]) != (size, size, 3):
         raise ShapeError(
             f"crops must be uint8 [B,{size},{size},3] (RGB), got {crops.dtype} {list(crops.shape)}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class OpenVinoEngine(FixedBatchEngine):
         threads: int | None = None,
         batch_size: int | None = None,
     ) -> None:
+        self._turn = threading.Lock()  # of the one request
         core = check(device, precision)
         where = device.upper()
         model, info = _read(core, source)

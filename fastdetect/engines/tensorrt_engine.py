@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class TensorRtEngine(FixedBatchEngine):
         profile: Profile | None = None,
         say: Say = lambda text: None,
     ) -> None:
+        self._turn = threading.Lock()  # of the one context and its buffers
         trt = load_runtime(runtime)
         capability, name = gpu_here(device)
         self.image_size, self.grid = need_scorer(source.info, "the graph")

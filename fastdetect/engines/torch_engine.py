@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -69,6 +70,8 @@ class TorchEngine(FixedBatchEngine):
             raise UsageError(f"mode 'cuda-graph' needs a CUDA device, got {where}; use 'eager' or 'compile'")
         loaded = TwoBranchDetector.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model)
         self.name = f"torch-{torch.__version__.split('+')[0]}" + ("" if mode == "eager" else f"-{mode}")
+        if mode != "eager":
+            self._turn = threading.Lock()  # a recorded run has fixed buffers, and one thread compiles at a time
         try:
             prepare(loaded, where, precision)
         except RuntimeError as error:

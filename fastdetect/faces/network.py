@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import threading
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -108,6 +109,7 @@ class _OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # every worker process would pin its thread to the same core
         }
+        self._turn = threading.Lock()  # of the two requests: the second reads where the first wrote
         hints = ("bf16" if precision == "bf16" else "f32", "f32")
         self._trunk, self._heads = (
             core.compile_model(part, "CPU", options | {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
@@ -115,9 +117,10 @@ class _OpenVino:
         )
 
     def __call__(self, blob: np.ndarray) -> list[np.ndarray]:
-        [features] = self._trunk.infer({INPUT: blob}, share_outputs=True).values()
-        found = self._heads.infer([features])
-        return [np.array(found[name]) for name in OUTPUTS]  # copies: the request writes there again
+        with self._turn:
+            [features] = self._trunk.infer({INPUT: blob}, share_outputs=True).values()
+            found = self._heads.infer([features])
+            return [np.array(found[name]) for name in OUTPUTS]  # copies: the request writes there again
 
 
 def _parts() -> tuple[Any, Any]:

@@ -53,6 +53,13 @@ def is_integer(value: object) -> bool:
     return torch.compiler.is_compiling() or hasattr(value, "__index__")  # torch 2.11 traces no hasattr of a symbol
 
 
+def check_constants(**given: float | None) -> None:
+    """Refuse numbers that are to be learnt, for whose gradient there is no formula here; raises UsageError."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise UsageError(f"{name} requires a gradient, which the loss does not have: pass a number")
+
+
 @functools.cache
 def load_cpu_library() -> bool:
     """Load the C++ ops; where they are missing or do not load, warn once and say no."""

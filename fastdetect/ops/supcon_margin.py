@@ -10,6 +10,7 @@ from fastdetect.errors import ShapeError, UsageError
 from fastdetect.ops import reference, supcon_chunked, supcon_cpu
 from fastdetect.ops.backend import (
     by_reference,
+    check_constants,
     check_tensors,
     no_autocast,
     readable,
@@ -191,6 +192,7 @@ def _reduce(
 
 
 def _check_numbers(temperature: float, margin: float, base_temperature: float | None) -> None:
+    check_constants(temperature=temperature, margin=margin, base_temperature=base_temperature)
     if not 0 < temperature < float("inf"):
         raise UsageError(f"temperature: got {temperature}, want a finite number above 0")
     if not 0 <= margin < float("inf"):

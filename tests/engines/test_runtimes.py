@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def test_no_crops_and_wrong_crops(engine: Engine) -> None:
     assert empty.patch_scores.shape == (0, 8, 8)
     with pytest.raises(ShapeError, match=f"{SIDE},{SIDE},3"):
         engine.run(crops(2)[:, 1:])
+    with pytest.raises(ShapeError, match="list"):
+        engine.run([crops(1)])
+
+
+def test_threads_share_an_engine(engine: Engine, torch_fp32: Engine) -> None:
+    for one in (engine, torch_fp32):
+        batches = [crops(9)[start:] for start in range(4)]
+        want = [one.run(batch).logits for batch in batches]
+        with ThreadPoolExecutor(4) as pool:
+            got = pool.map(lambda batch, one=one: one.run(batch).logits, batches * 4)
+            for ours, expected in zip(got, want * 4, strict=True):
+                np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

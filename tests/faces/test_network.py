@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_openvinos_maps_have_their_own_storage(portrait):
     assert [m.shape[1] for m in first] == list(OUTPUTS.values())
     for now, before in zip(first, kept, strict=True):
         np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_threads_share_a_network(runtime, portrait):
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason=NO_OPENVINO)
+    network = load_network(runtime)
+    blob = np.ascontiguousarray(portrait[None, ::2, ::2].transpose(0, 3, 1, 2), np.float32)
+    blobs = [blob, blob[..., ::-1].copy(), blob[:, :, ::-1].copy(), np.zeros_like(blob)]
+    want = [network(one) for one in blobs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(network, blobs * 8), want * 8, strict=True):
+            for ours, theirs in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_runtime_that_is_not_there(monkeypatch):
