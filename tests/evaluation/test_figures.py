@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from fastdetect.errors import DataError
 from fastdetect.evaluation import figures
 from fastdetect.evaluation.index import Entry
+from fastdetect.evaluation.metrics import expected_calibration_error
 from fastdetect.evaluation.page import write_page
 from fastdetect.evaluation.robustness import Condition
 from fastdetect.evaluation.scoring import VideoScore
@@ -154,6 +155,9 @@ def test_calibration_and_abstention(study) -> None:
         inside = (p > b["from"]) & (p <= b["to"])
         fakes, reals = (labels[inside] == 1).sum() / 15, (labels[inside] == 0).sum() / 30
         assert b["share"]["value"] == pytest.approx(fakes / (fakes + reals))
+    assert result["ece"] == pytest.approx(expected_calibration_error(labels, p))
+    twice = np.repeat(np.arange(45), np.where(labels == 1, 2, 1))  # 30 of each class
+    assert result["ece_even"]["value"] == pytest.approx(expected_calibration_error(labels[twice], p[twice]))
     assert result["ece_interval"]["low"] <= result["ece"] <= result["ece_interval"]["high"] + 0.1  # biased upwards
     risks = result["abstention"]["risk_at_coverage"]
     assert risks["1"] == pytest.approx(np.mean((p >= 0.5) != labels))
