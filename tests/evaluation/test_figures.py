@@ -15,6 +15,7 @@ from fastdetect.evaluation import figures
 from fastdetect.evaluation.index import Entry
 from fastdetect.evaluation.metrics import expected_calibration_error
 from fastdetect.evaluation.page import write_page
+from fastdetect.evaluation.resampling import Resamples
 from fastdetect.evaluation.robustness import Condition
 from fastdetect.evaluation.scoring import VideoScore
 from fastdetect.evaluation.tables import to_markdown, write_csv
@@ -77,6 +78,14 @@ def test_figures(study) -> None:
     at = np.interp(np.array(result["roc"]["grid"]) + 1e-9, fpr, tpr)
     assert (np.array(result["roc"]["low"]) <= at + 1e-6).all()
     assert (np.array(result["roc"]["high"]) >= at - 1e-6).all()
+    drawn = Resamples([e.identity for e in entries], labels.tolist(), resamples=100)
+    curves = []
+    for counts in np.concatenate(list(drawn.weights())).astype(int):
+        rows = np.repeat(np.arange(45), counts)
+        fpr, tpr, _ = roc_curve(labels[rows], margins[rows], drop_intermediate=False)
+        curves.append(np.interp(np.array(result["roc"]["grid"]) + 1e-9, fpr, tpr))
+    for name, share in (("low", 0.025), ("high", 0.975)):
+        np.testing.assert_allclose(result["roc"][name], np.quantile(curves, share, axis=0), atol=1e-5)
     assert set(result["coverage_by_class"].values()) == {1.0}
     json.dumps(result, allow_nan=False)
 
