@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastdetect.errors import UsageError
 from fastdetect.models.detector import TwoBranchDetector, area_resize
 from fastdetect.models.inpainting import Plan
-from fastdetect.models.masked_image_model import MaskedImageModel, unpatchify
+from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.ops import patch_residual, reference
 
 SCORER_OUTPUTS = ("logits", "image_logits", "residual_logits", "patch_scores")
@@ -55,7 +55,7 @@ class Inpainter(nn.Module):
         count = self.assignment.sum(0)[:, None]
         mean = torch.where(self.assignment[:, None, :, None], pred, 0.0).sum(0) / count.clamp(min=1)
         filled = torch.where(count > 0, mean, reference.patchify(images, config.patch_size))
-        return residual, scores, unpatchify(filled, config.patch_size, config.grid)
+        return residual, scores, reference.unpatchify(filled, config.size, config.patch_size)
 
     def residual(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same without the inpainted images."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fastdetect.errors import ShapeError, UsageError
-from fastdetect.models.masked_image_model import MaskedImageModel, patchify, unpatchify
+from fastdetect.models.masked_image_model import MaskedImageModel
 from fastdetect.ops import patch_residual
+from fastdetect.ops.reference import patchify, unpatchify
 
 # Rows of one pass of the model: under 64 small matrices dominate, over it activations leave the CPU's caches.
 ROWS = {"cpu": 64, "cuda": 2048}
@@ -149,7 +150,7 @@ def inpaint(
     covered = ((layout.block_of >= 0) & selected[layout.block_of]).to(images.device)
     residual, scores = patch_residual(total[None], images, covered[None], patch_size=config.patch_size, gain=gain)
     filled = torch.where(covered[:, None], total, patches)
-    return Inpainted(unpatchify(filled, config.patch_size, config.grid), covered, residual, scores)
+    return Inpainted(unpatchify(filled, config.size, config.patch_size), covered, residual, scores)
 
 
 def _add(

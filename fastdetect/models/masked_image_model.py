@@ -101,21 +101,6 @@ PRESETS = {
 }
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images [B,C,H,W] into patches [B,L,P*P*C], each flattened row, column, channel as MAE does."""
-    b, c, h, w = images.shape
-    p = patch_size
-    x = images.reshape(b, c, h // p, p, w // p, p)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // p) * (w // p), p * p * c)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Invert `patchify`: patches [B,L,P*P*C] on a (rows, columns) grid -> images [B,C,H,W]."""
-    p, (h, w) = patch_size, grid
-    x = patches.reshape(patches.shape[0], h, w, p, p, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, h * p, w * p)
-
-
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     """Return MAE's fixed 2-D sin-cos embedding [1, 1+rows*columns, dim], zero for [CLS].
 
@@ -141,7 +126,7 @@ def _order(mask: Tensor) -> tuple[Tensor, int]:
             f"every row of a mask must remove the same number of patches, got {removed.min()} to "
             f"{removed.max()}; split the batch by count"
         )
-    if not 0 < count <= mask.shape[1]:
+    if not count:
         raise ShapeError(f"a mask must remove at least one patch, got {count} of {mask.shape[1]}")
     return torch.argsort(mask.to(torch.uint8), dim=1, stable=True), mask.shape[1] - count
 

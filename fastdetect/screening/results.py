@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fastdetect.errors import DataError
 from fastdetect.reasons import Reason
 
-SCHEMA_VERSION = 1
 DISCLAIMER = (
     "An estimate, not evidence. It is about manipulated faces only (swapped, re-enacted, lip-synced), "
     "not about wholly generated video, voices or context. A person must look before anything follows from it."

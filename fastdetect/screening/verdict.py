@@ -27,8 +27,7 @@ class VerdictConfig(BaseModel):
     threshold_suspicious: float | None = Field(default=None, ge=0, le=1, description="a score, set by hand")
     threshold_manipulated: float | None = Field(default=None, ge=0, le=1, description="a score, set by hand")
     min_face_px: float = Field(default=_GATE.min_face_px, ge=0, description="below: FACE_TOO_SMALL")
-    # Real videos have 0.02 to 0.4, faces of 40 px scaled up 0.013; 0.004 is a blur of 2 % of the face's height.
-    min_sharpness: float = Field(default=max(_GATE.min_sharpness, 0.004), ge=0, description="below: TOO_BLURRY")
+    min_sharpness: float = Field(default=_GATE.min_sharpness, ge=0, description="below: TOO_BLURRY")
     min_brightness: float = Field(default=_GATE.min_brightness, ge=0, le=1, description="mean luma below: TOO_DARK")
     min_faces: int = Field(
         default=_GATE.min_faces, ge=1, description="usable faces a person needs; fewer: TOO_FEW_FACES"
@@ -163,7 +162,7 @@ def judge(
         thresholds: Calibration.limits; empty without calibration.
         config: the rules.
     """
-    needed = 1 if is_image else max(config.min_faces, int(np.ceil(config.min_share * frames)))
+    needed = Gate(min_faces=config.min_faces, min_share=config.min_share).faces_needed(frames, is_image)
     for track in tracks:
         _score_track(track, needed, calibration, config)
     if not is_image and frames < config.min_frames:

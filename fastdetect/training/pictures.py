@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdetect.models.masked_image_model import MaskedImageModel, patchify, unpatchify
+from fastdetect.models.masked_image_model import MaskedImageModel
+from fastdetect.ops.reference import patchify, unpatchify
 
 
 @torch.inference_mode()
@@ -17,13 +18,13 @@ def reconstructions(model: MaskedImageModel, images: Tensor, mask: Tensor) -> np
     Returns:
         uint8 [B*H, 3*W, 3].
     """
-    size, grid = model.config.patch_size, model.config.grid
+    size = model.config.patch_size
     patches, removed = patchify(images, size), mask.to(images.device)[..., None]
     predicted = model(images, mask).to(patches.dtype)
     if model.config.norm_pix_loss:
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         predicted = predicted * (variance + 1e-6).sqrt() + mean
     rows = (patches, torch.where(removed, 0.5, patches), torch.where(removed, predicted, patches))
-    shown = torch.cat([unpatchify(p, size, grid) for p in rows], 3)  # [B,3,H,3W]
+    shown = torch.cat([unpatchify(p, model.config.size, size) for p in rows], 3)  # [B,3,H,3W]
     picture = shown.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).flatten(0, 1)
     return picture.cpu().numpy()

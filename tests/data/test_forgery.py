@@ -156,20 +156,23 @@ def test_rasterize_draws_a_square_and_a_concave_polygon() -> None:
     assert drawn[2, 8] == 1
 
 
-@pytest.mark.parametrize("kind", ["self_blend", "swap", "regenerated", "resynthesis"])
-def test_each_fake_is_made_of_its_own_face(faces, kind: str) -> None:
-    """Pictures of one level each: what is pasted has the level that it was taken at, or that it was matched to."""
-    levels = torch.linspace(0.2, 0.76, 8)
-    images = levels[:, None, None, None].expand(-1, 3, SIZE, SIZE).contiguous()
-    mixed = tuple(0.5 * (name in (kind, "swap")) for name in KINDS)  # rows of a kind are not the first ones
-    made = make((images, faces[1]), ForgeryConfig(mixed, only(REGIONS, "face"), 0.5), redraw=lambda x: x)
-    rows = made.kind == KINDS.index(kind)
-    assert 0 < rows.sum() <= 8
-    if kind == "swap":
-        assert ((made.images - images).abs()[rows].amax((1, 2, 3)) > 0.01).any()
-    else:
-        pasted = (made.images * made.masks).sum((1, 2, 3)) / (3 * made.masks.sum((1, 2, 3))).clamp(min=1e-6)
-        assert (pasted - levels)[rows & (made.masks.amax((1, 2, 3)) > 0.1)].abs().max() < 0.17
+def test_a_face_drawn_again_or_pasted_onto_itself_is_its_own(faces) -> None:
+    """Among swaps, so that the rows of a kind are not the first ones."""
+    images, mixed = faces[0], [0.5 * (name == "swap") for name in KINDS]
+    for kind in ("regenerated", "self_blend"):
+        mixed[KINDS.index(kind)] = 0.5
+        made = make(faces, ForgeryConfig(tuple(mixed), only(REGIONS, "face"), 1.0), seed=1, redraw=lambda x: x)
+        mixed[KINDS.index(kind)] = 0.0
+        rows = torch.nonzero(made.kind == KINDS.index(kind)).flatten()
+        assert 2 <= len(rows) < 8
+        assert rows.tolist() != list(range(len(rows)))
+        if kind == "regenerated":  # a redrawn face is often changed no further
+            assert ((made.images - images)[rows].abs().amax((1, 2, 3)) < 1e-5).any()
+            continue
+        for row in rows.tolist():
+            inside = (made.masks[row, 0] > 0.5 * made.masks[row].max()).expand(3, -1, -1)
+            like = [torch.corrcoef(torch.stack([made.images[row][inside], other[inside]]))[0, 1] for other in images]
+            assert torch.stack(like).argmax() == row
 
 
 def test_a_swapped_face_lies_where_the_face_is(faces) -> None:

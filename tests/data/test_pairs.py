@@ -162,6 +162,14 @@ def test_pictures_are_shrunk_to_what_small_crops_can_show() -> None:
     assert big.real.std() > 0.1
 
 
+def test_crops_show_as_much_of_a_face_as_screenings() -> None:
+    pack = made_pack(3, 0)
+    pack.images[:] = np.arange(256, dtype=np.uint8)[None, None, :, None]  # levels grow to the right, one a pixel
+    made = PairSource(pack, "train", 64, jitter=False, degraded=False).batch(2, 0, ForgeryConfig())
+    levels = made.real[:, :, 32] * 255
+    assert levels.amax() - levels.amin() == pytest.approx(256 * 1.3 / 1.75, abs=4)
+
+
 def test_shrunk_landmarks_stay_on_the_face() -> None:
     pack = made_pack(6, 50)
     for size in (32, 256):

@@ -246,6 +246,7 @@ def test_only_a_swap_brings_its_source_and_what_is_missing_is_drawn_evenly(tmp_p
         ]
         assert table.text["method"][groups[0].fakes[0]] == method
         sources = [names[group.reals[1]] for group in groups]
+        assert chosen not in sources
         others = sorted({"ffpp:000", "ffpp:003", "ffpp:005", "ffpp:007"} - {chosen})
         assert [sources.count(name) / len(groups) for name in others] == pytest.approx(wanted, abs=0.15)
         filled = [table.text["method"][row] for group in groups for row in group.fakes[1:]]

@@ -13,7 +13,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from fastdetect.errors import DataError
 from fastdetect.evaluation import figures
 from fastdetect.evaluation.index import Entry
+from fastdetect.evaluation.metrics import expected_calibration_error
 from fastdetect.evaluation.page import write_page
+from fastdetect.evaluation.resampling import Resamples
 from fastdetect.evaluation.robustness import Condition
 from fastdetect.evaluation.scoring import VideoScore
 from fastdetect.evaluation.tables import to_markdown, write_csv
@@ -76,6 +78,14 @@ def test_figures(study) -> None:
     at = np.interp(np.array(result["roc"]["grid"]) + 1e-9, fpr, tpr)
     assert (np.array(result["roc"]["low"]) <= at + 1e-6).all()
     assert (np.array(result["roc"]["high"]) >= at - 1e-6).all()
+    drawn = Resamples([e.identity for e in entries], labels.tolist(), resamples=100)
+    curves = []
+    for counts in np.concatenate(list(drawn.weights())).astype(int):
+        rows = np.repeat(np.arange(45), counts)
+        fpr, tpr, _ = roc_curve(labels[rows], margins[rows], drop_intermediate=False)
+        curves.append(np.interp(np.array(result["roc"]["grid"]) + 1e-9, fpr, tpr))
+    for name, share in (("low", 0.025), ("high", 0.975)):
+        np.testing.assert_allclose(result["roc"][name], np.quantile(curves, share, axis=0), atol=1e-5)
     assert set(result["coverage_by_class"].values()) == {1.0}
     json.dumps(result, allow_nan=False)
 
@@ -154,6 +164,9 @@ def test_calibration_and_abstention(study) -> None:
         inside = (p > b["from"]) & (p <= b["to"])
         fakes, reals = (labels[inside] == 1).sum() / 15, (labels[inside] == 0).sum() / 30
         assert b["share"]["value"] == pytest.approx(fakes / (fakes + reals))
+    assert result["ece"] == pytest.approx(expected_calibration_error(labels, p))
+    twice = np.repeat(np.arange(45), np.where(labels == 1, 2, 1))  # 30 of each class
+    assert result["ece_even"]["value"] == pytest.approx(expected_calibration_error(labels[twice], p[twice]))
     assert result["ece_interval"]["low"] <= result["ece"] <= result["ece_interval"]["high"] + 0.1  # biased upwards
     risks = result["abstention"]["risk_at_coverage"]
     assert risks["1"] == pytest.approx(np.mean((p >= 0.5) != labels))

@@ -5,8 +5,9 @@ from torch import Tensor
 from fastdetect.errors import ShapeError, UsageError
 from fastdetect.models import inpainting
 from fastdetect.models.inpainting import draw_blocks, inpaint, plan
-from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig, patchify, unpatchify
+from fastdetect.models.masked_image_model import MaskedImageModel, MaskedImageModelConfig
 from fastdetect.ops import patch_residual
+from fastdetect.ops.reference import patchify, unpatchify
 
 
 def tiny(size: int | tuple[int, int], **changes: object) -> MaskedImageModelConfig:
@@ -76,7 +77,7 @@ def test_inpaint_is_the_passes_one_by_one(model, images, protocol: str) -> None:
     out = inpaint(model, images, protocol=protocol, gain=4.0)
     masks = plan(protocol, (14, 14)).masks
     total = sum(model(images, mask) * mask[:, None] for mask in masks)
-    predicted = unpatchify(total / masks.sum(0)[:, None], 4, (14, 14))
+    predicted = unpatchify(total / masks.sum(0)[:, None], (56, 56), 4)
     assert out.covered.all()
     torch.testing.assert_close(out.images, predicted, rtol=0, atol=1e-12)
     torch.testing.assert_close(out.residual, (4 * (predicted - images)).clamp(-1, 1), rtol=0, atol=1e-11)
@@ -108,7 +109,7 @@ def test_residual_with_every_patch_masked_is_the_clamped_difference(model, image
     everything = torch.ones(196, dtype=torch.bool)
     pred = model(images, everything).detach()
     residual, scores = patch_residual(pred[None], images, everything[None], patch_size=4, gain=4.0)
-    difference = unpatchify(pred, 4, (14, 14)) - images
+    difference = unpatchify(pred, (56, 56), 4) - images
     torch.testing.assert_close(residual, (4 * difference).clamp(-1, 1), rtol=0, atol=0)
     torch.testing.assert_close(scores, patchify(difference, 4).square().mean(-1), rtol=0, atol=1e-15)
 

@@ -8,11 +8,10 @@ from fastdetect.models.checkpoint import load_state
 from fastdetect.models.masked_image_model import (
     MaskedImageModel,
     MaskedImageModelConfig,
-    patchify,
     sincos_positions,
-    unpatchify,
 )
 from fastdetect.ops import masked_patch_loss
+from fastdetect.ops.reference import patchify, unpatchify
 
 # H != W: 3 x 5 patches of 8 px.
 TINY = MaskedImageModelConfig(
@@ -89,7 +88,7 @@ def test_predict_decodes_the_removed_patches_of_every_mask(model: MaskedImageMod
 def test_removed_patches_are_not_seen(model: MaskedImageModel, images: Tensor) -> None:
     mask = model.random_mask(None, 0.5, torch.Generator().manual_seed(5))
     patches = patchify(images, 8)
-    changed = unpatchify(torch.where(mask[:, None], 1 - patches, patches), 8, TINY.grid)
+    changed = unpatchify(torch.where(mask[:, None], 1 - patches, patches), TINY.size, 8)
     assert torch.equal(model(images, mask), model(changed, mask))
     assert not torch.equal(model(images, ~mask), model(changed, ~mask))
 
@@ -133,7 +132,7 @@ def test_loss_is_fp32_and_trains_under_bf16_autocast() -> None:
 def test_patches_are_flattened_row_column_channel(images: Tensor) -> None:
     patches = patchify(images, 8)
     assert torch.equal(patches[1, 7], images[1, :, 8:16, 16:24].permute(1, 2, 0).flatten())
-    assert torch.equal(unpatchify(patches, 8, (3, 5)), images)
+    assert torch.equal(unpatchify(patches, (24, 40), 8), images)
 
 
 def test_positions_are_maes() -> None:
@@ -211,3 +210,15 @@ def test_save_and_load(tmp_path, model: MaskedImageModel, images: Tensor) -> Non
     wrong = MaskedImageModelConfig.model_validate(TINY.model_dump() | {"depth": 3})
     with pytest.raises(CheckpointError, match="missing: blocks"):
         load_state(MaskedImageModel(wrong), single.state_dict(), "here")
+
+
+def test_a_model_of_standardised_patches_learns_them(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = MaskedImageModel(TINY.model_copy(update={"norm_pix_loss": True})).double()
+    mask = torch.zeros(15, dtype=torch.bool)
+    mask[3:9] = True
+    patches = patchify(images, 8)
+    target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    with torch.no_grad():
+        want = (model(images, mask) - target)[:, mask].square().mean()
+        torch.testing.assert_close(model.loss(images, mask), want)

@@ -188,6 +188,7 @@ def good() -> dict:
     ("change", "error", "message"),
     [
         ({"gain": float("nan")}, UsageError, r"gain: got nan, want a finite number"),
+        ({"gain": float("inf")}, UsageError, r"gain: got inf, want a finite number"),
         ({"clamp": 0.0}, UsageError, r"clamp: got 0.0, want more than 0"),
         ({"clamp": float("nan")}, UsageError, r"clamp: got nan"),
         ({"images": torch.rand(3, 16, 24)}, ShapeError, r"images: got shape \(3, 16, 24\)"),

@@ -410,6 +410,22 @@ def good() -> dict:
     return {"z": torch.rand(4, 3), "labels": torch.tensor([0, 0, 1, 2])}
 
 
+@pytest.mark.parametrize("denominator", ["all", "negatives"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_given_positives_in_float32(monkeypatch: pytest.MonkeyPatch, denominator: str, reduction: str) -> None:
+    """Asymmetric ones, of another sense than the labels: not for the C++ core, which knows classes alone."""
+    z, labels = unit(40, 8, dtype=torch.float32), torch.arange(40) % 3
+    options = {"positives": torch.rand(40, 40) < 0.2, "denominator": denominator, "reduction": reduction}
+    for actual, want in zip(with_grad(z, labels, **options), truth(monkeypatch, z, labels, **options), strict=True):
+        torch.testing.assert_close(actual.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_wider_than_the_c_core_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, labels = unit(12, 5000, dtype=torch.float32), torch.arange(12) % 3
+    for actual, want in zip(with_grad(z, labels), truth(monkeypatch, z, labels), strict=True):
+        torch.testing.assert_close(actual.double(), want, rtol=1e-4, atol=1e-5)
+
+
 FUSED = FusedNegatives(torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.5]), torch.rand(3))
 
 

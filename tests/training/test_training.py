@@ -76,7 +76,7 @@ def test_the_pack_holds_the_largest_face_with_its_landmarks(tmp_path: Path) -> N
     two = made.clip == made.clips.index("set:two")
     picture, points = made.images[two][0], made.landmarks[two][0]
     (face,) = CenterFaceDetector(threads=1).detect([np.ascontiguousarray(picture)])[0]
-    assert np.abs(points - face.landmarks).max() < 6
+    assert np.abs(points - face.landmarks).max() < 10  # looked for at another size; the eyes are 54 apart
     assert face.side == pytest.approx(256 / 1.75, rel=0.1)
     assert made.face_px[two] == pytest.approx(110, rel=0.1)  # the smaller one has half of it
     red, blue = picture[..., 0].mean(), picture[..., 2].mean()
