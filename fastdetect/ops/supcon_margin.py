@@ -12,6 +12,7 @@ from fastdetect.ops.backend import (
     by_reference,
     check_constants,
     check_tensors,
+    constant,
     no_autocast,
     readable,
     tiles_fit,
@@ -271,7 +272,7 @@ _PROBLEM = (
 )
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _triton(device_type: str) -> bool:
     return device_type == "cuda" and triton_available()
 

@@ -41,6 +41,7 @@ class Model:
         Raises:
             CheckpointError: there is no such model, or its weights or calibration cannot be used.
             UsageError: it has no calibration and `uncalibrated` is off, or no threshold at a wanted rate.
+            MissingDependencyError, EngineError: its engine is not installed, or cannot be used here.
         """
         # Inpainting is most of a detector's work: what no verdict needs is made for the eye alone.
         part = deciding_part(config.model) if config.residual == "shown" else "detector"
@@ -122,15 +123,19 @@ class Model:
         in_bf16 = self.engine.precision == "bf16" and self.engine.name.startswith("openvino")
         return "openvino" if in_bf16 else "onnxruntime"
 
+    def close(self) -> None:
+        """Free the engines; the model cannot score afterwards."""
+        for engine in (self.engine, self.explainer, *self._spare):
+            if engine is not None:
+                engine.close()
+
     def __enter__(self) -> "Model":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for engine in (self.engine, self.explainer, *self._spare):
-            if engine is not None:
-                engine.close()
+        self.close()
 
 
 def _engine(config: ScreenConfig, part: Scoring) -> Engine:

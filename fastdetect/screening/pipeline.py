@@ -41,6 +41,8 @@ _IDLE_S = 0.25  # without news for this long a batch that is not full is run: ro
 class Screener:
     """Screens files with one model; a file's scores do not depend on the files beside it.
 
+    One run at a time: threads that screen at once have a screener each, and may share the model.
+
     Args:
         model: what scores faces.
         config: the options.

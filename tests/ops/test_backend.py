@@ -1,5 +1,7 @@
 """Choice of implementation: the environment variable, the missing library, the private C++ ops' refusals."""
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,12 @@ from fastdetect.errors import UsageError
 from fastdetect.ops import backend, masked_patch_loss, patch_residual, supcon_margin_loss
 
 ARGS = (torch.zeros(1, 4, 12), torch.zeros(1, 3, 4, 4), torch.ones(1, 4))
+
+
+def test_import_loads_no_compiler_and_leaves_the_environment() -> None:
+    code = "import os, sys; before = dict(os.environ); import fastdetect.losses, fastdetect.integrations; "
+    code += "sys.exit('torch._dynamo' in sys.modules or dict(os.environ) != before)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 
 
 def test_library_is_built() -> None:

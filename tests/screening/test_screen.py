@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +336,34 @@ def test_pictures_need_a_model_that_was_loaded_for_them(model_folder: Path, tmp_
     config = load_config(options={"model": str(model_folder), "precision": "fp32", "media": False})
     with Model.load(config) as model, pytest.raises(UsageError, match="media=False"):
         Screener(model, config, media=tmp_path)
+
+
+def test_threads_with_a_screener_each_share_a_model(model_folder: Path, media: Path) -> None:
+    config = load_config(options={"model": str(model_folder), "media": False, "workers": 1, "detection.side": 192})
+    model, files = Model.load(config), expand_inputs([media / "person.mp4", media / "face.png"])
+
+    def run(_: int) -> list[tuple[str, float | None]]:
+        return sorted((row.name, row.score) for row in Screener(model, config, media=None).screen(files))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    model.close()
+    assert first == second
+    assert all(score is not None for _, score in first)
+
+
+def test_the_lines_of_the_docs(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
+    found = re.search(r"<!-- python: .*?-->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    (tmp_path / "clips").mkdir()
+    shutil.copy(media / "person.mp4", tmp_path / "clips")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(found[1], "docs/deploy.md", "exec"), {})
+    assert re.fullmatch(r".*person\.mp4 \w+ (0\.\d+|None) \[.*\]\n", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
 
 
 class BrokenGpu:
