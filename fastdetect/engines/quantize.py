@@ -148,8 +148,11 @@ def _margins(graph: Graph, crops: np.ndarray) -> np.ndarray:
     """Fused logit margins [N] by ONNX Runtime on the CPU."""
     import onnxruntime as ort
 
+    from fastdetect.engines.onnxruntime_engine import EXACT_INT8
+
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_INT8)
     if graph.info.precision == "fp8":  # its optimiser stops at FP8 nodes
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
